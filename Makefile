@@ -1,0 +1,107 @@
+# One command a job. Every target that runs Python first sets up .venv where it is missing or stale.
+
+# Interpreters to try, in order. constraints.txt has wheels for Python 3.11 to 3.13.
+PYTHON ?= python3.11 python3.12 python3.13 python3
+
+venv := .venv
+python := $(venv)/bin/python
+ready := $(venv)/.stamp
+unfinished := $(venv)/.unfinished
+
+# A variable reaches the program only where it was given, so that the defaults live in configs/ alone. Paths are
+# quoted twice, for Hydra's grammar and for the shell.
+comma := ,
+empty :=
+space := $(empty) $(empty)
+in_shell = '$(subst ','\'',$(1))'
+in_hydra = "$(subst ",\",$(1))"
+name_option = $(if $(2),$(call in_shell,$(1)=$(2)))
+path_option = $(if $(2),$(call in_shell,$(1)=$(call in_hydra,$(2))))
+paths_option = $(call in_shell,$(1)=[$(subst $(space),$(comma),$(foreach path,$(2),$(call in_hydra,$(path))))])
+
+pretrain_options = $(strip $(call name_option,objective,$(OBJECTIVE)) $(call name_option,data,$(DATA)) \
+    $(call name_option,name,$(RUN)) $(call path_option,data_root,$(DATA_ROOT)) $(ARGS))
+evaluate_options = $(strip $(call name_option,suite,$(SUITE)) $(call path_option,data_root,$(DATA_ROOT)) \
+    $(call path_option,output,$(OUTPUT)) $(ARGS))
+leaderboard_folders = --records $(call in_shell,$(1)/records) --output $(call in_shell,$(1))
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help install pretrain eval-all leaderboard compare test test-all check bench clean clean-all
+
+help: ## list the targets and their variables
+	@echo 'make TARGET [VARIABLE=value ...]'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@echo
+	@echo '  OBJECTIVE      what to pre-train with, a name in configs/objective (bits_reset)'
+	@echo '  DATA           images, a name in configs/data (shapeworld); DATA_ROOT: folder they are in (data)'
+	@echo '  RUN            name of the run under runs/ (OBJECTIVE-DATA)'
+	@echo '  CHECKPOINTS    runs, files or model names to evaluate, separated by spaces'
+	@echo '  SUITE          tasks to evaluate, a name in configs/suite; OUTPUT: folder for records and tables (results)'
+	@echo '  A, B, MORE     checkpoints to compare'
+	@echo '  ARGS           anything else, handed to the program as it is'
+	@echo '  PYTHON         interpreter that .venv is made with (3.11 to 3.13)'
+
+install: $(ready) ## set up .venv (the other targets do this by themselves)
+
+pretrain: $(ready) ## train a backbone: OBJECTIVE, DATA, DATA_ROOT, RUN, ARGS
+	$(python) -m pretrain $(pretrain_options)
+
+eval-all: $(ready) ## evaluate CHECKPOINTS on SUITE, or, with none given, everything in runs/ (pre-trains first if empty)
+	$(if $(strip $(CHECKPOINTS)),\
+	$(python) -m evaluate $(call paths_option,checkpoints,$(CHECKPOINTS)) $(evaluate_options),\
+	$(python) -m evaluate.everything $(evaluate_options))
+
+leaderboard: $(ready) ## tables, figures and the page from the records: OUTPUT, ARGS
+	$(python) -m evaluate.leaderboard $(if $(OUTPUT),$(call leaderboard_folders,$(OUTPUT))) $(ARGS)
+
+compare: $(ready) ## paired test between checkpoints: A, B, MORE
+	$(if $(and $(A),$(B)),,$(error compare needs two checkpoints: make compare A=NAME B=NAME [MORE="NAME ..."]))
+	$(python) -m evaluate.compare $(call in_shell,$(A)) $(call in_shell,$(B)) $(foreach name,$(MORE),$(call in_shell,$(name))) $(ARGS)
+
+test: $(ready) ## the fast tests: ARGS go to pytest
+	$(python) -m pytest -q -n 2 $(ARGS)
+
+test-all: $(ready) ## every test, slow ones and those for a GPU too
+	$(python) -m pytest -q -m '' $(ARGS)
+
+check: $(ready) ## formatting, lint and types
+	$(python) -m ruff format --check .
+	$(python) -m ruff check .
+	$(python) -m mypy
+
+bench: $(ready) ## speed of pre-training and of evaluation
+	$(python) -m pretrain.bench
+	$(python) -m evaluate.bench
+
+clean: ## remove caches of Python and of the tools; data/, runs/, results/, .cache/ and .venv/ stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . \( -path ./$(venv) -o -path ./data -o -path ./runs \) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+clean-all: clean ## clean, and remove .cache/ (stored features) and .venv/; data/, runs/ and results/ stay
+	rm -rf .cache $(venv)
+
+# What was interrupted while new starts over; what a changed pyproject.toml or constraints.txt made stale is updated.
+$(ready): pyproject.toml constraints.txt
+	@set -eu; \
+	if [ -e $(unfinished) ] || ! $(python) -m pip --version >/dev/null 2>&1; then \
+	    for candidate in $(PYTHON) ''; do \
+	        if [ -z "$$candidate" ]; then \
+	            echo 'none of $(PYTHON) is Python 3.11 to 3.13 with venv: install one (Debian, Ubuntu: python3.11-venv)' \
+	                'or name it (make PYTHON=/path/to/python3.11)' >&2; \
+	            exit 1; \
+	        fi; \
+	        if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	            2>/dev/null; then break; fi; \
+	    done; \
+	    echo "setting up $(venv) with $$candidate (2-5 minutes, once)"; \
+	    "$$candidate" -m venv --clear $(venv); touch $(unfinished); \
+	else \
+	    echo 'updating $(venv)'; \
+	fi; \
+	if ! $(python) -m pip install -qq --no-compile --progress-bar off --prefer-binary -c constraints.txt -e '.[dev]'; then \
+	    echo 'setting up $(venv) failed, see above; the same command tries again' >&2; \
+	    exit 1; \
+	fi; \
+	rm -f $(unfinished); touch $@

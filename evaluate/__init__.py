@@ -1,0 +1,1 @@
+"""Frozen checkpoints in, records and leaderboards out."""

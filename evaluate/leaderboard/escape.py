@@ -1,0 +1,60 @@
+"""Names are data: make text of unknown origin safe in a terminal, in Markdown, LaTeX, HTML and CSV."""
+
+from __future__ import annotations
+
+import re
+from html import escape as _html
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "`": r"\char96{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "–": "--",
+    "…": r"\ldots{}",
+}
+
+
+FORMULA = ("=", "+", "-", "@", "|", "%")
+
+
+def terminal(text: object) -> str:
+    """One printable line: control characters and line breaks (they could drive a terminal) become spaces."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def markdown(text: object) -> str:
+    """Text of one table cell: no pipe, emphasis, code, link, image or HTML tag is recognised in it."""
+    safe = _html(terminal(text), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#|~!$])", r"\\\1", safe)
+
+
+def latex(text: object) -> str:
+    """Text with every character that LaTeX would interpret written out."""
+    return "".join(_LATEX.get(c, c) for c in terminal(text))
+
+
+def html(text: object) -> str:
+    """Text for an element or a quoted attribute of an HTML page."""
+    return _html(terminal(text), quote=True)
+
+
+def csv(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe; numbers stay."""
+    if isinstance(value, str) and (value.lstrip()[:1] in FORMULA or value[:1] in ("\t", "\r", "\n")):
+        return f"'{value}"
+    return value

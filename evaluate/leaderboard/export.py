@@ -1,0 +1,123 @@
+"""Flat files for other programs: one line a score, each with the record it comes from (CSV, JSON, Parquet)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluate.leaderboard import escape, text
+from evaluate.leaderboard.table import Table, build, number
+from evaluate.records import Record, write_whole
+
+CHECKPOINT = tuple("name label kind objective backbone images_seen epoch seed parent weights_digest".split())
+PROVENANCE = ("commit", "date", "hardware", "seconds", "peak_memory_mb")
+
+
+def flat(table: Table) -> list[dict[str, Any]]:
+    """One dictionary a score: checkpoint, column, value and interval (fractions), marks, provenance, record file."""
+    return [
+        _flat_row(row.checkpoint, column, row.cells[column], table.root)
+        for column in table.columns
+        for row in table.rows_of([column])
+        if column in row.cells
+    ]
+
+
+def _flat_row(checkpoint: dict, column: Any, cell: Any, root: Path) -> dict[str, Any]:
+    score, record = cell.score, cell.record
+    row = {key: checkpoint.get(key) for key in CHECKPOINT}
+    row |= {"task": column.task, "task_version": record.task_version, "dataset": column.dataset}
+    row |= {"metric": column.metric, "main": column.metric == record.main, "higher_is_better": column.higher_is_better}
+    row |= {"value": _finite(score.value), "low": _finite(score.low), "high": _finite(score.high), "scale": score.scale}
+    row |= {"n": score.n, "unit": score.unit, "skipped": json.dumps(record.skipped)}
+    row |= {"best": cell.best, "tied": cell.tied}
+    row |= {"fingerprint": column.fingerprint, "protocol": json.dumps(record.protocol, sort_keys=True)}
+    row |= {"dataset_fingerprint": record.provenance["dataset_fingerprint"]}
+    row |= {key: _text(record.provenance.get(key)) for key in PROVENANCE}
+    return row | {"notes": "; ".join(map(str, record.notes)), "record": file_name(record, root)}
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
+
+
+def _text(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+
+
+def file_name(record: Record, root: Path) -> str:
+    """The file of a record relative to the folder of records, with forward slashes; empty if never stored."""
+    if record.path is None:
+        return ""
+    return record.path.relative_to(root).as_posix() if record.path.is_relative_to(root) else record.path.name
+
+
+def to_csv(table: Table) -> str:
+    """Comma-separated values with a header line; no cell can act as a spreadsheet formula."""
+    rows = flat(table)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["name"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: escape.csv(value) for key, value in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def to_json(table: Table) -> str:
+    """The same lines as JSON, with the notes, the list of what did not run and what could not be read."""
+    statuses = [{**vars(status), "checkpoint": status.checkpoint.get("name")} for status in table.statuses]
+    data = {"notes": table.notes, "scores": flat(table), "seed_means": _flat_means(table)}
+    data |= {"not_run": statuses, "unreadable": table.problems}
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+def _flat_means(table: Table) -> list[dict[str, Any]]:
+    means = []
+    for recipe in table.seed_means:
+        for column, (mean, deviation, seeds) in recipe.values.items():
+            where: dict[str, Any] = {"recipe": recipe.name, "label": recipe.label, "task": column.task}
+            where |= {"dataset": column.dataset, "metric": column.metric, "fingerprint": column.fingerprint}
+            means.append(where | {"mean": _finite(mean), "deviation": _finite(deviation), "seeds": seeds})
+    return means
+
+
+def export(records: Sequence[Record], to: str, root: str) -> str:
+    """Write every score of `records` to a .csv or .parquet file; returns a line saying so.
+
+    Raises ValueError for another ending and ImportError, naming what to install, where pyarrow is absent.
+    """
+    table = build(records, root=root)
+    if to.endswith(".csv"):
+        write_whole(to, to_csv(table).encode())
+    elif to.endswith(".parquet"):
+        write_whole(to, _parquet(flat(table)))
+    else:
+        raise ValueError(f"--to {to}: unknown format; end it in .csv or .parquet")
+    return f"{to}: {sum(len(record.scores) for record in records)} scores of {len(records)} records"
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    import pandas
+
+    for row in rows:  # one type a column: a checkpoint may call its epoch 10 or "last"
+        row |= {key: str(row[key]) for key in ("seed", "epoch", "date", "parent") if row[key] is not None}
+    sink = io.BytesIO()
+    try:
+        pandas.DataFrame(rows).to_parquet(sink, engine="pyarrow")
+    except ImportError as error:
+        raise ImportError("Parquet needs pyarrow: `pip install pyarrow`, or export to .csv") from error
+    return sink.getvalue()
+
+
+def listing(records: Sequence[Record]) -> str:
+    """One aligned line a record for the terminal: what, by whom, headline score, fingerprint."""
+    lines = [["task", "dataset", "checkpoint", "main", "score", "fingerprint"]]
+    for r in records:
+        score = number(r.score.value, r.score.scale)
+        names = map(escape.terminal, (r.task, r.dataset, r.checkpoint["name"], r.main))
+        lines.append([*names, score, r.fingerprint])
+    return text.aligned(lines, left=4)

@@ -1,0 +1,324 @@
+"use strict";
+// Every text from the data enters the page as a text node: names of checkpoints are data, never markup.
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "class") element.className = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
+  return element;
+}
+
+// ---- the data, unpacked once: row.cells is a Map from column number to a score with its record
+data.rows.forEach((row, place) => {
+  row.place = place;
+  row.baseline = row.kind === "baseline";
+  row.text = [row.name, row.label, row.backbone, row.objective].filter(Boolean).join(" ").toLowerCase();
+  row.cells = new Map();
+  for (const [shared, extra, seconds, memory, date, file, cells] of row.records) {
+    const record = { shared: data.shared[shared], extra: data.extra[extra], seconds, memory, date, file };
+    for (const [column, value, low, high, n, mark] of cells) row.cells.set(column, { value, low, high, n, mark, record });
+  }
+  row.gaps = new Map(row.missing.map(([task, dataset, ...rest]) => [task + "\n" + dataset, rest]));
+});
+data.columns.forEach((column, number) => {
+  column.number = number;
+  let low = Infinity, high = -Infinity;
+  const methods = data.rows.filter((row) => !row.baseline && row.cells.has(number));
+  for (const row of methods.length ? methods : data.rows) { // a baseline far below would squeeze all whiskers together
+    const cell = row.cells.get(number);
+    if (!cell || cell.value === null) continue;
+    low = Math.min(low, cell.low ?? cell.value);
+    high = Math.max(high, cell.high ?? cell.value);
+  }
+  const margin = (high - low) * 0.04 || 1;
+  column.low = low - margin;
+  column.span = high - low + 2 * margin;
+});
+
+const state = { sort: null, direction: 1, page: 0, focus: [0, 0] };
+
+function number(value, scale) {
+  if (value === null || value === undefined) return "undefined";
+  return scale === "fraction" ? (100 * value).toFixed(2) : String(Number(value.toPrecision(4)));
+}
+
+function unit(scale) {
+  return scale === "fraction" ? "%" : scale;
+}
+
+// ---- what is shown
+function visibleColumns() {
+  const [task, dataset, protocol] = ["task", "dataset", "protocol"].map((id) => $(id).value);
+  return data.columns.filter((column) =>
+    (!task || column.task === task) && (!dataset || column.dataset === dataset) && (column.better !== 0 || $("every").checked) &&
+    (!protocol || settings(column).includes(protocol)));
+}
+
+function settings(column) {
+  return Object.entries(column.protocol).map(([name, value]) => `${name} = ${value}`);
+}
+
+function visibleRows(columns) {
+  const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const objective = $("objective").value;
+  const rows = data.rows.filter((row) =>
+    (!objective || row.objective === objective) && ($("baselines").checked || !row.baseline) &&
+    words.every((word) => row.text.includes(word)) &&
+    columns.some((c) => row.cells.has(c.number) || row.gaps.has(c.task + "\n" + c.dataset)));
+  return rows.sort((a, b) => a.baseline - b.baseline || compare(a, b) || a.place - b.place);
+}
+
+function compare(a, b) {
+  if (state.sort === null) return 0;
+  if (state.sort === "name") return state.direction * a.name.localeCompare(b.name, "en", { numeric: true });
+  const [x, y] = [a, b].map((row) => row.cells.get(state.sort)?.value ?? null);
+  if (x === null || y === null) return (x === null) - (y === null);
+  return state.direction * (x - y);
+}
+
+// ---- drawing
+function draw() {
+  const columns = visibleColumns();
+  if (state.sort !== null && state.sort !== "name" && !columns.some((column) => column.number === state.sort)) state.sort = null;
+  const rows = visibleRows(columns);
+  const size = Number($("size").value);
+  const pages = Math.max(1, Math.ceil(rows.length / size));
+  state.page = Math.min(state.page, pages - 1);
+  const shown = rows.slice(state.page * size, (state.page + 1) * size);
+  const table = document.querySelector("#scores table");
+  table.tHead.replaceChildren(...head(columns));
+  table.tBodies[0].replaceChildren(...shown.map((row, i) => line(row, columns, i)));
+  if (!shown.length) table.tBodies[0].append(make("tr", {}, make("td", { class: "nothing", colspan: columns.length + 1 }, "Nothing matches these filters.")));
+  state.focus = [0, 0];
+  const first = table.querySelector("td button");
+  if (first) first.tabIndex = 0;
+  $("previous").disabled = state.page === 0;
+  $("next").disabled = state.page >= pages - 1;
+  $("status").textContent = rows.length
+    ? `${state.page * size + 1}–${state.page * size + shown.length} of ${rows.length} checkpoints, ${columns.length} columns`
+    : "No checkpoints";
+}
+
+function head(columns) {
+  const groups = make("tr", {}, make("th", { class: "first", scope: "col" }));
+  const names = make("tr", {}, header("name", "Checkpoint", "", "first"));
+  let group = null;
+  for (const column of columns) {
+    if (group && group.task === column.task) group.cell.colSpan += 1;
+    else {
+      group = { task: column.task, cell: make("th", { scope: "colgroup" }, make("span", {}, column.task)) };
+      groups.append(group.cell);
+    }
+    const arrow = { 1: " ↑", "-1": " ↓", 0: "" }[column.better];
+    const metric = column.metric + (column.scale === "fraction" ? "" : ` [${column.scale}]`) + arrow;
+    names.append(header(column.number, column.dataset, metric, "", column.differing));
+  }
+  return [groups, names];
+}
+
+function breakable(text) { // long names of metrics and settings may break after an underscore, dot or comma
+  return text.split(/(?<=[_.,])/).flatMap((part, i) => (i ? [make("wbr"), part] : [part]));
+}
+
+function header(key, text, detail, kind, differing = "") {
+  const sorted = state.sort === key;
+  const button = make("button", { type: "button" }, text, ...[detail, differing].map((line) => line && make("small", {}, ...breakable(line))));
+  button.addEventListener("click", () => sortBy(key));
+  button.dataset.key = key;
+  const order = sorted ? (state.direction > 0 ? "ascending" : "descending") : "none";
+  return make("th", { scope: "col", "aria-sort": order, class: kind }, button);
+}
+
+function sortBy(key) {
+  const best = key === "name" || data.columns[key].better < 0 ? 1 : -1; // best first; names from A
+  if (state.sort !== key) [state.sort, state.direction] = [key, best];
+  else if (state.direction === best) state.direction = -best;
+  else state.sort = null;
+  state.page = 0;
+  draw();
+  document.querySelector(`thead button[data-key="${key}"]`)?.focus();
+}
+
+function line(row, columns, i) {
+  const about = [row.objective, row.backbone, row.epoch !== undefined ? `epoch ${row.epoch}` : "", row.seed !== undefined ? `seed ${row.seed}` : ""];
+  const first = make("th", { class: "first", scope: "row" },
+    make("span", { class: "name" }, row.name),
+    make("span", { class: "about" }, row.baseline ? "baseline: no method at all" : about.filter(Boolean).join(" · ")),
+    row.label && make("span", { class: "label" }, row.label));
+  const element = make("tr", row.baseline ? { class: "baseline" } : {}, first);
+  columns.forEach((column, j) => element.append(scoreCell(row, column, i, j)));
+  return element;
+}
+
+function scoreCell(row, column, i, j) {
+  const cell = row.cells.get(column.number);
+  if (!cell) {
+    const gap = row.gaps.get(column.task + "\n" + column.dataset);
+    return gap ? make("td", { class: "empty problem", title: gap[1] }, gap[0]) : make("td", { class: "empty" }, "–");
+  }
+  const mark = ["", "tied", "best"][cell.mark];
+  const value = make("span", { class: "score" }, mark && make("i", { class: "dot " + mark, "aria-hidden": "true" }), number(cell.value, column.scale));
+  const spoken = interval(cell, column) + (mark ? (mark === "best" ? ", best" : ", tied with the best") : "");
+  const button = make("button", { type: "button", tabindex: "-1" }, value, spoken && make("span", { class: "hidden" }, spoken), whisker(cell, column));
+  button.addEventListener("click", () => show(row, column, cell));
+  button.dataset.at = `${i},${j}`;
+  return make("td", { class: mark }, button);
+}
+
+function interval(cell, column) {
+  if (cell.low === null || cell.high === null) return "";
+  return `, 95 % interval ${number(cell.low, column.scale)} to ${number(cell.high, column.scale)}`;
+}
+
+function whisker(cell, column) {
+  const track = make("span", { class: "track", "aria-hidden": "true" });
+  if (cell.value === null) return track;
+  const share = (value) => Math.min(1, Math.max(0, (value - column.low) / column.span));
+  if (cell.low !== null && cell.high !== null) {
+    const range = make("span", { class: "range" });
+    range.style.left = `${100 * share(cell.low)}%`;
+    range.style.right = `${100 - 100 * share(cell.high)}%`;
+    track.append(range);
+  }
+  const inside = share(cell.value) > 0 && share(cell.value) < 1;
+  const point = make("span", { class: inside ? "point" : "point off" });
+  point.style.left = `${100 * share(cell.value)}%`;
+  track.append(point);
+  return track;
+}
+
+// ---- provenance of one score
+function show(row, column, cell) {
+  const { record } = cell;
+  $("details-title").textContent = row.name;
+  const text = cell.low === null || cell.high === null ? "" : ` ${number(cell.low, column.scale)} to ${number(cell.high, column.scale)} (95 %)`;
+  const where = `${column.metric} of ${column.task} on ${column.dataset}, ${cell.n} ${record.extra.unit}${cell.n === 1 ? "" : "s"}`;
+  const memory = record.memory === null ? null : `${record.memory} MB`;
+  const seconds = record.seconds === null ? null : `${record.seconds} s`;
+  const checkpoint = Object.fromEntries(["label", "kind", "objective", "backbone", "images_seen", "epoch", "seed", "parent", "weights_digest"].map((k) => [k, row[k]]));
+  $("details-body").replaceChildren(
+    make("p", { class: "where" }, where),
+    make("p", { class: "big" }, number(cell.value, column.scale), make("small", {}, ` ${unit(column.scale)}${text}`)),
+    ...part("Checkpoint", checkpoint),
+    ...part("Protocol", { ...column.protocol, fingerprint: column.fingerprint }),
+    ...part("Provenance", { ...record.shared, seconds, "peak memory": memory, date: record.date, record: record.file }),
+    ...part("Skipped", record.extra.skipped),
+    ...part("Notes", Object.fromEntries(record.extra.notes.map((note, i) => [i + 1, note]))));
+  $("details").showModal();
+  $("details-body").scrollTop = 0;
+}
+
+function part(title, fields) {
+  const present = Object.entries(fields).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  if (!present.length) return [];
+  const list = make("dl");
+  for (const [name, value] of present) list.append(make("dt", {}, name.replaceAll("_", " ")), make("dd", { class: code(name) }, plain(value)));
+  return [make("h3", {}, title), list];
+}
+
+function code(name) {
+  return /fingerprint|digest|commit|record/.test(name) ? "code" : "";
+}
+
+function plain(value) {
+  if (Array.isArray(value)) return value.map(plain).join(", ");
+  if (typeof value === "object") return Object.entries(value).map(([name, item]) => `${name} ${plain(item)}`).join(", ");
+  return String(value);
+}
+
+// ---- the parts around the table
+function options(id, everything, values) {
+  $(id).append(make("option", { value: "" }, everything), ...[...new Set(values)].sort().map((v) => make("option", { value: v }, v)));
+}
+
+function varying() {
+  const values = new Map();
+  for (const column of data.columns) {
+    for (const [name, value] of Object.entries(column.protocol)) values.set(name, (values.get(name) ?? new Set()).add(value));
+  }
+  const names = [...values].filter(([name, all]) => (all.size > 1 || name === "task version") && name !== "dataset fingerprint");
+  return names.flatMap(([name, all]) => [...all].map((value) => `${name} = ${value}`));
+}
+
+function listing(id, titles, lines) {
+  if (!lines.length) return;
+  $(id).hidden = false;
+  const head = make("thead", {}, make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title))));
+  const body = make("tbody", {}, ...lines.map((cells) => make("tr", {}, ...cells.map((cell) => make("td", {}, cell)))));
+  $(id).querySelector(".scroll").append(make("table", {}, head, body));
+}
+
+function fill() {
+  const methods = data.rows.filter((row) => !row.baseline).length;
+  const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+  $("summary").textContent = `${count(methods, "checkpoint")}, ${count(data.rows.length - methods, "baseline")}, ${count(new Set(data.columns.map((c) => c.task)).size, "task")}. Shares in percent.`;
+  $("notes").append(...data.notes.map((note) => make("li", {}, make("span", { class: /smoke world/.test(note) ? "smoke" : "" }, note))));
+  options("task", "All tasks", data.columns.map((column) => column.task));
+  options("dataset", "All datasets", data.columns.map((column) => column.dataset));
+  options("objective", "All objectives", data.rows.map((row) => row.objective));
+  options("protocol", "All protocols", varying());
+  const seeds = data.seeds.flatMap((mean) => mean.values.map(([at, average, deviation, n]) => {
+    const column = data.columns[at];
+    const what = [column.dataset, column.metric, column.differing && `(${column.differing})`].filter(Boolean).join(" ");
+    return [mean.name + (mean.label ? ` (${mean.label})` : ""), column.task, what, `${number(average, column.scale)} ± ${number(deviation, column.scale)}`, String(n)];
+  }));
+  listing("seeds", ["Recipe", "Task", "Column", "Mean ± standard deviation", "Seeds"], seeds);
+  listing("statuses", ["Checkpoint", "Task", "Dataset", "Status", "Reason", "Remedy"],
+    data.statuses.map((s) => [s.checkpoint, s.task, s.dataset, s.status, s.reason, s.remedy]));
+  $("problems").hidden = !data.problems.length;
+  $("problems").querySelector("ul").append(...data.problems.map((line) => make("li", {}, line)));
+}
+
+// ---- events
+function refilter() {
+  state.page = 0;
+  draw();
+}
+
+$("filters").addEventListener("input", refilter);
+$("filters").addEventListener("reset", () => setTimeout(refilter));
+$("filters").addEventListener("submit", (event) => event.preventDefault());
+$("size").addEventListener("change", refilter);
+$("previous").addEventListener("click", () => { state.page -= 1; draw(); });
+$("next").addEventListener("click", () => { state.page += 1; draw(); });
+$("close").addEventListener("click", () => $("details").close());
+$("details").addEventListener("click", (event) => { if (event.target === $("details")) $("details").close(); });
+
+const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+document.querySelector("#scores tbody").addEventListener("keydown", (event) => {
+  const move = MOVES[event.key];
+  if (!move || !event.target.dataset.at) return;
+  event.preventDefault();
+  let [i, j] = event.target.dataset.at.split(",").map(Number);
+  const rows = event.currentTarget.rows;
+  for (;;) { // past the gaps, up to the edge
+    i += move[0];
+    j += move[1];
+    const cell = rows[i]?.cells[j + 1];
+    if (!cell || j < 0) return;
+    const button = cell.querySelector("button");
+    if (!button) continue;
+    event.target.tabIndex = -1;
+    button.tabIndex = 0;
+    button.focus();
+    return;
+  }
+});
+
+const THEMES = ["auto", "light", "dark"];
+$("theme").addEventListener("click", () => {
+  const now = document.documentElement.dataset.theme ?? "auto";
+  const next = THEMES[(THEMES.indexOf(now) + 1) % THEMES.length];
+  if (next === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = next;
+  $("theme").textContent = next[0].toUpperCase() + next.slice(1);
+  $("theme").setAttribute("aria-label", `Colours: ${next === "auto" ? "as the system" : next}`);
+});
+
+fill();
+draw();

@@ -1,0 +1,125 @@
+"""The leaderboard as one HTML file that works from disk with no network.
+
+Page, style and program are `page.html`, `page.css` and `page.js` beside this file; the table travels inside as
+JSON. A content security policy allows exactly that style and that program (by hash) and nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluate.leaderboard.export import CHECKPOINT, file_name
+from evaluate.leaderboard.grid import title
+from evaluate.leaderboard.table import Cell, Column, Row, Table, choices
+from evaluate.records import Record
+
+PER_RECORD = ("seconds", "peak_memory_mb", "date")  # differs from record to record; the rest of the provenance repeats
+
+
+@dataclass
+class _Pool:
+    """Values that repeat in many records, each stored once and referred to by number."""
+
+    values: list[Any] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def number(self, value: Any) -> int:
+        key = json.dumps(value, sort_keys=True)
+        if key not in self.numbers:
+            self.numbers[key] = len(self.values)
+            self.values.append(value)
+        return self.numbers[key]
+
+
+def render(table: Table) -> str:
+    """The page of every metric of `table` (it opens with the main ones)."""
+    folder = Path(__file__).parent
+    style, program = (folder / "page.css").read_text("utf-8"), (folder / "page.js").read_text("utf-8")
+    parts = {"STYLE": style, "PROGRAM": program, "DATA": embed(payload(table))}
+    parts |= {"STYLE_HASH": _csp_hash(style), "PROGRAM_HASH": _csp_hash(program)}
+    pieces = (folder / "page.html").read_text("utf-8").split("@@")
+    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _csp_hash(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+
+
+def embed(data: Any) -> str:
+    """JSON that cannot end the element it is embedded in, whatever text it holds."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def payload(table: Table) -> dict[str, Any]:
+    """The table as JSON types: columns, rows, and what the records of the rows share.
+
+    A record is [shared, extra, seconds, memory, date, file, cells]; a cell is [column, value, low, high, n, mark]
+    with mark 2 best, 1 tied with it, 0 neither; a missing number is null.
+    """
+    shared, extra = _Pool(), _Pool()
+    position = {column: i for i, column in enumerate(table.columns)}
+    rows = [_row(row, position, table, shared, extra) for row in table.rows]
+    seeds = [
+        {"name": m.name, "label": m.label, "values": [[position[c], *map(_short, v)] for c, v in m.values.items()]}
+        for m in table.seed_means
+    ]
+    missing = [{**vars(status), "checkpoint": title(status.checkpoint)} for status in table.statuses]
+    return {
+        "notes": table.notes,
+        "columns": [_column(column) for column in table.columns],
+        "rows": rows,
+        "shared": shared.values,
+        "extra": extra.values,
+        "seeds": seeds,
+        "statuses": missing,
+        "problems": table.problems,
+    }
+
+
+def _column(column: Column) -> dict[str, Any]:
+    better = {True: 1, False: -1, None: 0}[column.higher_is_better]
+    names = ("task", "metric", "dataset", "fingerprint", "scale", "differing")
+    settings = {name: _setting(value) for name, value in choices(column).items()}
+    return {name: getattr(column, name) for name in names} | {"better": better, "protocol": settings}
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _row(row: Row, position: dict[Column, int], table: Table, shared: _Pool, extra: _Pool) -> dict[str, Any]:
+    records: dict[int, tuple[Record, list]] = {}
+    for column, cell in row.cells.items():
+        records.setdefault(id(cell.record), (cell.record, []))[1].append(_cell(position[column], cell))
+    stored = [_record(record, cells, table.root, shared, extra) for record, cells in records.values()]
+    about = {key: row.checkpoint.get(key) for key in CHECKPOINT if row.checkpoint.get(key) not in (None, "")}
+    missing = [[task, dataset, status.status, status.reason] for (task, dataset), status in row.statuses.items()]
+    return {**about, "records": stored, "missing": missing}
+
+
+def _record(record: Record, cells: list, root: Path, shared: _Pool, extra: _Pool) -> list:
+    provenance = record.provenance
+    repeated = {key: value for key, value in provenance.items() if key not in (*PER_RECORD, "dataset_fingerprint")}
+    about = {"notes": record.notes, "skipped": record.skipped, "unit": record.score.unit}
+    own = [_short(value) if isinstance(value := provenance.get(key), float) else value for key in PER_RECORD]
+    return [shared.number(repeated), extra.number(about), *own, file_name(record, root), cells]
+
+
+def _cell(column: int, cell: Cell) -> list:
+    score = cell.score
+    mark = 2 if cell.best else int(cell.tied)
+    return [column, _short(score.value), _short(score.low), _short(score.high), score.n, mark]
+
+
+def _short(value: float | None) -> float | None:
+    """Six significant digits: more than is shown, and a third of the bytes."""
+    return None if value is None or math.isnan(value) else float(f"{value:.6g}")

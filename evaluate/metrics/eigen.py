@@ -1,0 +1,109 @@
+"""Second smallest eigenvector of a graph's normalised Laplacian, by Lanczos iteration on a batch of graphs.
+
+(D - A) v = lambda D v has the same vectors as the symmetric M = D^-1/2 A D^-1/2, with v = D^-1/2 y and mu = 1 -
+lambda. The largest mu is 1 with y = D^1/2 1, which is known; deflating it leaves the wanted vector as the leading one
+(Shi and Malik 2000, "Normalized Cuts and Image Segmentation"). A dozen products with A then replace a full
+decomposition.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BREAKDOWN = 1e-12  # a Lanczos step shorter than this (M has norm 1) has found an invariant subspace
+
+
+def second_smallest_eigenvectors(
+    product: Callable[[Tensor], Tensor], degrees: Tensor, *, tolerance: float = 1e-7, max_steps: int = 128
+) -> tuple[Tensor, Tensor]:
+    """Generalised eigenvectors of (D - A) v = lambda D v that belong to the second smallest eigenvalue.
+
+    product: (B, n, m) -> (B, n, m), multiplies with the symmetric adjacency A of each graph, which must be connected;
+    degrees (B, n) float64, its positive row sums; n >= 2. `tolerance` bounds the angle between the found and the true
+    vector (residual over spectral gap). Returns vectors (B, n), of unit D-norm and arbitrary sign, and eigenvalues
+    (B,), float64. Graphs that have not converged after `max_steps` products are decomposed densely. Rows of A that
+    are equal get entries that are equal to rounding.
+    """
+    scale = degrees.rsqrt()[..., None]  # (B, n, 1)
+    trivial = _unit(degrees.sqrt()[..., None])
+
+    def deflated(x: Tensor) -> Tensor:
+        image = scale * product(scale * x)
+        return image - trivial * (trivial.mT @ image)
+
+    leading, values, converged = _leading_vectors(deflated, degrees, tolerance, max_steps)
+    if not converged.all():
+        leading, values = _dense(deflated, trivial, leading, values, ~converged)
+    return scale[..., 0] * leading, 1 - values
+
+
+def _leading_vectors(
+    apply: Callable[[Tensor], Tensor], degrees: Tensor, tolerance: float, max_steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lanczos with full re-orthogonalisation; returns vectors (B, n), values (B,) and which graphs converged (B,)."""
+    graphs, n = degrees.shape
+    steps = min(max_steps, n - 1)
+    basis = degrees.new_empty(graphs, steps, n)  # rows are the Lanczos vectors
+    diagonal, off_diagonal = degrees.new_zeros(2, graphs, steps)
+    vectors, values = torch.zeros_like(degrees), degrees.new_zeros(graphs)
+    converged = torch.zeros(graphs, dtype=torch.bool, device=degrees.device)
+    # Starting inside the range of A makes equal rows start, and so stay, equal.
+    q = _unit(apply(_scattered(degrees)))
+    for k in range(steps):
+        basis[:, k] = q[..., 0]
+        w = apply(q)
+        diagonal[:, k] = (q.mT @ w)[:, 0, 0]
+        known = basis[:, : k + 1]
+        for _ in range(2):  # twice is enough to keep the basis orthogonal to rounding
+            w = w - known.mT @ (known @ w)
+        length = _length(w)
+        off_diagonal[:, k] = length[:, 0, 0]
+        if k % 2 == 0 or k == steps - 1:
+            coefficients, theta, done = _ritz(diagonal[:, : k + 1], off_diagonal[:, : k + 1], tolerance)
+            new = done & ~converged
+            vectors[new] = (coefficients[new, None] @ known[new])[:, 0]
+            values[new] = theta[new]
+            converged |= new
+            if converged.all():
+                break
+        q = w / length.clamp(min=BREAKDOWN)
+    return vectors, values, converged
+
+
+def _ritz(diagonal: Tensor, off_diagonal: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading pair of the small tridiagonal matrices (B, k, k) and whether its error bound is met."""
+    inner = off_diagonal[:, :-1]
+    small = torch.diag_embed(diagonal) + torch.diag_embed(inner, 1) + torch.diag_embed(inner, -1)
+    theta, coefficients = (part.to(diagonal.device) for part in torch.linalg.eigh(small.cpu()))
+    residual = off_diagonal[:, -1] * coefficients[:, -1, -1].abs()
+    gap = theta[:, -1] - theta[:, -2] if theta.shape[1] > 1 else torch.zeros_like(residual)
+    done = (residual <= tolerance * gap) | (off_diagonal[:, -1] <= BREAKDOWN)
+    return coefficients[..., -1], theta[:, -1], done
+
+
+def _dense(
+    apply: Callable[[Tensor], Tensor], trivial: Tensor, vectors: Tensor, values: Tensor, which: Tensor
+) -> tuple[Tensor, Tensor]:
+    n = vectors.shape[1]
+    identity = torch.eye(n, dtype=vectors.dtype, device=vectors.device).expand(len(vectors), n, n)
+    # Deflation leaves the known vector at eigenvalue 0; -2 puts it below everything that M, of norm 1, can have.
+    matrix = apply(identity) - 2 * trivial @ trivial.mT
+    theta, full = torch.linalg.eigh((matrix + matrix.mT)[which] / 2)
+    vectors, values = vectors.clone(), values.clone()
+    vectors[which], values[which] = full[..., -1], theta[:, -1]
+    return vectors, values
+
+
+def _scattered(degrees: Tensor) -> Tensor:
+    """A fixed start vector without symmetry, the same on every device: multiples of the golden ratio mod 1."""
+    index = torch.arange(1, degrees.shape[1] + 1, dtype=degrees.dtype, device=degrees.device)
+    return (torch.frac(index * 0.6180339887498949) - 0.5).expand_as(degrees)[..., None]
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / _length(x).clamp(min=BREAKDOWN)
+
+
+def _length(x: Tensor) -> Tensor:
+    return (x.mT @ x).sqrt()  # (B, 1, 1); for vectors this short cheaper than a norm, which starts the thread pool

@@ -1,0 +1,194 @@
+"""DAVIS 2017 scores of video object segmentation: region similarity J, contour accuracy F and their statistics.
+
+Perazzi et al. 2016 ("A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation") define J and F,
+Pont-Tuset et al. 2017 ("The 2017 DAVIS Challenge on Video Object Segmentation") the averages over objects. Both
+measures depend only on pixels in or next to the two masks, so everything is counted inside the union of their boxes:
+same integers, fewer pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from evaluate.metrics.arrays import as_numpy
+
+VOID = 255
+BOUND_FRACTION = 0.008  # tolerance of a contour match, as a share of the image diagonal
+
+Mask = Any  # torch tensor or numpy array
+
+
+def region_similarity(truth: Mask, prediction: Mask, void: Mask | None = None) -> float:
+    """Jaccard index J of two masks: intersection over union, 1 where both are empty.
+
+    truth, prediction (H, W) boolean; void (H, W) boolean pixels to leave out. Raises ValueError for unequal shapes.
+    Perazzi et al. 2016, section 5.
+    """
+    return _region(*_union_crop(*_mask_pair(truth, prediction, void)))
+
+
+def contour_accuracy(truth: Mask, prediction: Mask, void: Mask | None = None) -> float:
+    """Boundary F-measure F of two masks: harmonic mean of the confirmed shares of both boundaries.
+
+    truth, prediction (H, W) boolean; void (H, W) boolean pixels counted as background. A boundary pixel is confirmed
+    when the other boundary comes within ceil(0.008 * diagonal) pixels. Without any boundary F = 1, with only one F =
+    0. Raises ValueError for unequal shapes. Perazzi et al. 2016, section 5.
+    """
+    truth_u8, prediction_u8 = _mask_pair(truth, prediction, void)
+    return _contour(*_union_crop(truth_u8, prediction_u8), contour_tolerance(*truth_u8.shape))
+
+
+def contour_tolerance(height: int, width: int) -> int:
+    """Radius in pixels within which two boundaries match: 8 for 480 x 854."""
+    return int(np.ceil(BOUND_FRACTION * np.linalg.norm((height, width))))
+
+
+def boundary_map(mask: np.ndarray) -> np.ndarray:
+    """Boundary pixels of a mask: those that differ from their right, lower or lower-right neighbour inside the image.
+
+    mask (H, W) uint8 0/1; returns (H, W) uint8 0/1. The last row looks right only, the last column down only, the
+    corner nowhere.
+    """
+    boundary = np.zeros_like(mask)
+    boundary[:, :-1] = mask[:, :-1] ^ mask[:, 1:]
+    boundary[:-1] |= mask[:-1] ^ mask[1:]
+    boundary[:-1, :-1] |= mask[:-1, :-1] ^ mask[1:, 1:]
+    return boundary
+
+
+def sequence_statistics(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, recall and decay of one object's per-frame scores.
+
+    values (n,) scores of the evaluated frames in order. Recall is the share of frames above 0.5; decay the mean of
+    the first quarter minus that of the last, where the quarters share their edge frames. Raises ValueError for no
+    frames.
+    """
+    if len(values) == 0:
+        raise ValueError(
+            "no frame to evaluate: the first and the last frame do not count, so a sequence needs at least 3"
+        )
+    # Half a frame rounds up (2.5 -> 3); the tiny shift undoes round-half-to-even.
+    edges = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
+    first, last = values[edges[0] : edges[1] + 1], values[edges[3] : edges[4] + 1]
+    return float(values.mean()), float((values > 0.5).mean()), float(first.mean() - last.mean())
+
+
+@dataclass(frozen=True)
+class SequenceScores:
+    """J and F of every object and frame of one sequence.
+
+    j, f (objects, frames) over all frames, in [0, 1]; the statistics leave the first and the last frame out.
+    """
+
+    j: np.ndarray
+    f: np.ndarray
+
+    def statistics(self) -> np.ndarray:
+        """Mean, recall and decay per object and measure, (objects, 2, 3) float64; measures in the order J, F."""
+        return np.array([[sequence_statistics(row[1:-1]) for row in rows] for rows in zip(self.j, self.f, strict=True)])
+
+
+def evaluate_sequence(truth: Sequence[Mask], prediction: Sequence[Mask], *, name: str = "sequence") -> SequenceScores:
+    """Score the predicted label maps of one sequence against the annotation.
+
+    truth, prediction: T label maps (H, W) of integers, 0 background, 1..K the objects; label 255 of the annotation is
+    void and counts as background. K is the largest label of the first annotation; objects that the prediction lacks
+    score as empty. Raises ValueError, naming sequence and frame, for unequal lengths or sizes, no object in frame 0
+    or a predicted label above K.
+    """
+    if len(truth) != len(prediction):
+        raise ValueError(f"{name}: {len(prediction)} predicted frames for {len(truth)} annotated ones")
+    objects = _object_count(truth, name)
+    j, f = np.empty((2, objects, len(truth)))
+    for t, (annotation, result) in enumerate(zip(map(as_numpy, truth), map(as_numpy, prediction), strict=True)):
+        _check_frame(annotation, result, objects, f"{name}, frame {t}")
+        tolerance = contour_tolerance(*annotation.shape)
+        for k in range(objects):
+            crops = _union_crop(_equals(annotation, k + 1), _equals(result, k + 1))
+            j[k, t], f[k, t] = _region(*crops), _contour(*crops, tolerance)
+    return SequenceScores(j, f)
+
+
+def summarize_sequences(sequences: Sequence[SequenceScores]) -> dict[str, float]:
+    """DAVIS totals over all objects of all sequences: JF_mean, then mean, recall and decay of J and of F.
+
+    Every object weighs the same, however many its sequence has (Pont-Tuset et al. 2017, section 3).
+    """
+    per_object = np.concatenate([scores.statistics() for scores in sequences])  # (objects, 2, 3)
+    means = per_object.mean(axis=0)
+    totals = {"JF_mean": float(means[:, 0].mean())}
+    for row, measure in zip(means, "JF", strict=True):
+        totals |= {f"{measure}_{key}": float(v) for key, v in zip(("mean", "recall", "decay"), row, strict=True)}
+    return totals
+
+
+def _region(truth: np.ndarray, prediction: np.ndarray) -> float:
+    union = cv2.countNonZero(truth | prediction) if truth.size else 0
+    return cv2.countNonZero(truth & prediction) / union if union else 1.0
+
+
+def _contour(truth: np.ndarray, prediction: np.ndarray, tolerance: int) -> float:
+    if truth.size == 0:
+        return 1.0
+    truth_edge, prediction_edge = boundary_map(truth), boundary_map(prediction)
+    n_truth, n_prediction = cv2.countNonZero(truth_edge), cv2.countNonZero(prediction_edge)
+    if n_truth == 0 or n_prediction == 0:
+        return float(n_truth == n_prediction)
+    disk = _disk(tolerance)
+    precision = cv2.countNonZero(prediction_edge & cv2.dilate(truth_edge, disk)) / n_prediction
+    recall = cv2.countNonZero(truth_edge & cv2.dilate(prediction_edge, disk)) / n_truth
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@lru_cache
+def _disk(radius: int) -> np.ndarray:
+    offsets = np.arange(-radius, radius + 1)
+    return (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.uint8)
+
+
+def _union_crop(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks inside the box around their union.
+
+    The box has one empty row and column more on each side where the image allows, since a boundary pixel may lie just
+    outside its mask, above or left of it, and since the last row of the crop must not be taken for the last row of
+    the image.
+    """
+    x, y, width, height = cv2.boundingRect(truth | prediction)
+    if width == 0:
+        return truth[:0], prediction[:0]
+    window = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
+    return truth[window], prediction[window]
+
+
+def _mask_pair(truth: Mask, prediction: Mask, void: Mask | None) -> tuple[np.ndarray, np.ndarray]:
+    masks = [np.ascontiguousarray(as_numpy(mask), dtype=bool) for mask in (truth, prediction)]
+    if masks[0].shape != masks[1].shape or masks[0].ndim != 2:
+        raise ValueError(f"masks must be two (H, W) arrays of one size, got {masks[0].shape} and {masks[1].shape}")
+    if void is not None:
+        masks = [mask & ~np.asarray(as_numpy(void), dtype=bool) for mask in masks]
+    return masks[0].view(np.uint8), masks[1].view(np.uint8)
+
+
+def _equals(labels: np.ndarray, label: int) -> np.ndarray:
+    return (labels == label).view(np.uint8)
+
+
+def _object_count(truth: Sequence[Mask], name: str) -> int:
+    first = as_numpy(truth[0]) if len(truth) else np.zeros((1, 1), dtype=np.uint8)
+    objects = int(np.where(first == VOID, 0, first).max())
+    if objects < 1:
+        raise ValueError(f"{name}: the annotation of frame 0 has no object; labels 1..K mark the objects to follow")
+    return objects
+
+
+def _check_frame(annotation: np.ndarray, result: np.ndarray, objects: int, where: str) -> None:
+    if result.ndim != 2:
+        raise ValueError(f"{where}: the prediction has shape {result.shape}; it must be one channel of labels (H, W)")
+    if annotation.shape != result.shape:
+        raise ValueError(f"{where}: the prediction is {result.shape}, the annotation {annotation.shape}")
+    if (largest := int(result.max())) > objects:
+        raise ValueError(f"{where}: the prediction has label {largest}, but the sequence has {objects} objects")

@@ -1,0 +1,5 @@
+"""`python -m pretrain`: train a backbone (see `pretrain.train`)."""
+
+from pretrain.train import main
+
+main()

@@ -1,0 +1,140 @@
+"""What a person watches: progress with an estimate, log.csv, and a word when training goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from pretrain import diagnostics
+
+PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
+
+
+def describe_machine(fabric: Fabric) -> dict[str, Any]:
+    """Commit, package versions and hardware, for run.json."""
+    root = Path(__file__).resolve().parent.parent
+    commit = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    cuda = torch.cuda.get_device_name() if fabric.device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "commit": commit.stdout.strip() or "unknown",
+        "packages": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "hardware": f"{fabric.world_size} x {cuda}, {torch.get_num_threads()} threads",
+    }
+
+
+class Progress:
+    """A progress bar over steps with images per second and time left; a plain line now and then where no terminal is."""
+
+    def __init__(self, total: int, run: Any, quiet: bool):
+        self.bar = tqdm(
+            total=total,
+            initial=run.step,
+            disable=quiet,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 20,
+            desc=run.info["name"],
+        )
+        self.batch, self.first, self.began = run.batches.batch_size, run.step, time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, scalars: dict[str, Tensor]) -> None:
+        """One step done."""
+        done = self.bar.n + 1 - self.first
+        if not self.bar.disable and done % 10 == 0:
+            rate = self.batch * done / (time.monotonic() - self.began)
+            self.bar.set_postfix_str(f"loss {scalars['loss'].item():.3f}, {rate:.0f} images/s", refresh=False)
+        self.bar.update()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()
+
+
+class Log:
+    """log.csv of a run: a row every `trainer.log_every` steps (means since the last row) and at each epoch's end."""
+
+    def __init__(self, run: Any, fresh: bool):
+        self.main, self.path = run.fabric.is_global_zero, run.directory / "log.csv"
+        self.every = run.trainer["log_every"]
+        self.file: TextIO | None = None
+        self.columns: list[str] = []
+        self.rows = [] if fresh or not self.main else self._rows_until(run.step)
+
+    def _rows_until(self, step: int) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def add(self, run: Any, scalars: dict[str, Tensor]) -> None:
+        """Add a step's figures; writes a row when one is due."""
+        if not self.main:
+            return
+        run.sums["count"] = run.sums.get("count", 0.0) + 1
+        for name, value in scalars.items():
+            run.sums[name] = run.sums.get(name, 0.0) + float(value)
+        if run.step % self.every == 0:
+            self._write(run, {})
+
+    def end_epoch(self, run: Any, epoch: int, figures: dict[str, float]) -> None:
+        """Write the epoch's row with its health figures, and say what looks wrong."""
+        if not self.main:
+            return
+        self._write(run, figures)
+        for line in diagnostics.warnings(figures):
+            tqdm.write(f"warning after epoch {epoch + 1}: {line}", file=sys.stderr)
+
+    def _write(self, run: Any, figures: dict[str, float]) -> None:
+        count = run.sums.pop("count", 0.0)
+        means = {name: value / count for name, value in run.sums.items()} if count else {}
+        run.sums.clear()
+        step = run.step - 1
+        row = {
+            "step": run.step,
+            "epoch": round(run.step / run.steps_per_epoch, 4),
+            "images": run.step * run.batches.batch_size,
+            "seconds": round(run.seconds, 1),
+            "lr": run.schedules["lr"][step],
+            "weight_decay": run.schedules["weight_decay"][step],
+            "ema": run.schedules["ema"][step],
+            **means,
+            **figures,
+        }
+        self._append({key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in row.items()})
+
+    def _append(self, row: dict[str, str]) -> None:
+        self.rows.append(row)
+        new = [key for key in row if key not in self.columns]
+        if self.file is None or new:  # a new column (health figures after the first epoch): write the file anew
+            for old in self.rows:
+                self.columns += [key for key in old if key not in self.columns]
+            if self.file is not None:
+                self.file.close()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "w", newline="")  # noqa: SIM115
+            csv.DictWriter(self.file, self.columns).writeheader()
+            csv.DictWriter(self.file, self.columns).writerows(self.rows)
+        else:
+            csv.DictWriter(self.file, self.columns).writerow(row)
+        self.file.flush()
