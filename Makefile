@@ -19,11 +19,12 @@ name_option = $(if $(2),$(call in_shell,$(1)=$(2)))
 path_option = $(if $(2),$(call in_shell,$(1)=$(call in_hydra,$(2))))
 paths_option = $(call in_shell,$(1)=[$(subst $(space),$(comma),$(foreach path,$(2),$(call in_hydra,$(path))))])
 
-pretrain_options = $(strip $(call name_option,objective,$(OBJECTIVE)) $(call name_option,data,$(DATA)) \
-    $(call name_option,name,$(RUN)) $(call path_option,data_root,$(DATA_ROOT)) $(ARGS))
-evaluate_options = $(strip $(call name_option,suite,$(SUITE)) $(call path_option,data_root,$(DATA_ROOT)) \
-    $(call path_option,output,$(OUTPUT)) $(ARGS))
-leaderboard_folders = --records $(call in_shell,$(1)/records) --output $(call in_shell,$(1))
+pretrain_options = $(call name_option,objective,$(OBJECTIVE)) $(call name_option,data,$(DATA)) \
+    $(call name_option,name,$(RUN)) $(call path_option,data_root,$(DATA_ROOT)) $(ARGS)
+evaluate_options = $(call name_option,suite,$(SUITE)) $(call path_option,data_root,$(DATA_ROOT)) \
+    $(call path_option,output,$(OUTPUT)) $(ARGS)
+records_option = $(if $(OUTPUT),--records $(call in_shell,$(OUTPUT)/records))
+compared = $(call in_shell,$(A)) $(call in_shell,$(B)) $(foreach name,$(MORE),$(call in_shell,$(name)))
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -54,14 +55,14 @@ eval-all: $(ready) ## evaluate CHECKPOINTS on SUITE, or, with none given, everyt
 	$(python) -m evaluate.everything $(evaluate_options))
 
 leaderboard: $(ready) ## tables, figures and the page from the records: OUTPUT, ARGS
-	$(python) -m evaluate.leaderboard $(if $(OUTPUT),$(call leaderboard_folders,$(OUTPUT))) $(ARGS)
+	$(python) -m evaluate.leaderboard $(records_option) $(if $(OUTPUT),--output $(call in_shell,$(OUTPUT))) $(ARGS)
 
-compare: $(ready) ## paired test between checkpoints: A, B, MORE
+compare: $(ready) ## paired test between checkpoints: A, B, MORE, OUTPUT, ARGS
 	$(if $(and $(A),$(B)),,$(error compare needs two checkpoints: make compare A=NAME B=NAME [MORE="NAME ..."]))
-	$(python) -m evaluate.compare $(call in_shell,$(A)) $(call in_shell,$(B)) $(foreach name,$(MORE),$(call in_shell,$(name))) $(ARGS)
+	$(python) -m evaluate.compare $(compared) $(records_option) $(ARGS)
 
-test: $(ready) ## the fast tests: ARGS go to pytest
-	$(python) -m pytest -q -n 2 $(ARGS)
+test: $(ready) ## the fast tests: ARGS go to pytest (-n 0 starts sooner for a few of them)
+	$(python) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-all: $(ready) ## every test, slow ones and those for a GPU too
 	$(python) -m pytest -q -m '' $(ARGS)

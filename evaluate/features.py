@@ -1,7 +1,7 @@
 """The feature store: one forward pass per checkpoint, image set and preprocessing, reused by every task.
 
-.cache/features/<key>/NNNNN.npy        (slices, images, D) float32: class tokens of the last blocks, oldest first, then the
-                                       average of the last block's patches
+.cache/features/<key>/NNNNN.npy        (slices, images, D) float32: class tokens of the last blocks, oldest first, then
+                                       the average of the last block's patches
 .cache/features/<key>/NNNNN.rows.npy   which images of the set these are (damaged ones may be left out)
 
 A shard appears whole or not at all, so an interrupted pass goes on at the first missing shard and several processes may
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from evaluate.views import CentreViews, RandomCrops, collate
 from pretrain.backbones import preprocess
 from pretrain.checkpoint import atomic_file, weights_digest, write_json
-from pretrain.datasets import ImageData, ImageError, centre_view
+from pretrain.datasets import ImageData, ImageError
 
 VERSION = 1  # raise it when the same images and weights would give other features
 BLOCKS = 4  # the most that any protocol reads
@@ -41,8 +42,8 @@ FEW_IMAGES = 2048  # below this, starting decoding processes costs more than the
 _identities: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
-def identity(backbone: nn.Module) -> str:
-    """Digest of weights and architecture: heads of attention, input size and normalisation leave no trace in the weights."""
+def identity(backbone: Any) -> str:
+    """Digest of weights and architecture: the number of heads or the normalisation leave no trace in the weights."""
     if backbone not in _identities:
         text = f"{weights_digest(backbone)} {json.dumps(backbone.spec, sort_keys=True)}"
         _identities[backbone] = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -50,14 +51,37 @@ def identity(backbone: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Slices of a backbone's tokens: class tokens of `blocks` last blocks, then the patch average if there is one."""
+
+    blocks: int
+    average: bool
+    dim: int
+
+    @classmethod
+    def of(cls, backbone: Any) -> Layout:
+        """What is stored of a backbone."""
+        return cls(min(BLOCKS, backbone.depth), getattr(backbone, "has_average", True), backbone.dim)
+
+    @property
+    def slices(self) -> int:
+        """Number of slices."""
+        return self.blocks + self.average
+
+    @property
+    def shard_images(self) -> int:
+        """Images of a full shard."""
+        return min(SHARD_IMAGES, max(1, SHARD_BYTES // (4 * self.slices * self.dim)))
+
+
+@dataclass(frozen=True)
 class Frozen:
-    """Stored features of one image set: `rows` are the positions of its images in the set, `skipped` those left out."""
+    """Stored features of one image set: `rows` are the positions of its images in the set."""
 
     shards: tuple[Path, ...]
     images: ImageData
     rows: np.ndarray
-    blocks: int
-    has_average: bool
+    layout: Layout
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,36 +97,21 @@ class Frozen:
         return np.array([self.images.paths[row] for row in self.rows])
 
     @property
-    def labels(self) -> np.ndarray | None:
-        """Labels of the images: (n,) class indices, (n, C) class sets, or None."""
-        return None if self.images.labels is None else self.images.labels[self.rows]
+    def labels(self) -> np.ndarray:
+        """Labels of the images: (n,) class indices or (n, C) class sets."""
+        assert self.images.labels is not None
+        return self.images.labels[self.rows]
 
     def cls(self, block: int = -1) -> Tensor:
         """Class tokens of one of the last blocks (-1 the last): (n, D) float32."""
-        return self._slice(self.blocks + block)
+        return self._slice(self.layout.blocks + block)
 
-    def average(self) -> Tensor:
-        """Average of the last block's patch tokens: (n, D) float32."""
-        return self._slice(self.blocks)
+    def average(self) -> Tensor | None:
+        """Average of the last block's patch tokens, (n, D) float32, where the backbone has one."""
+        return self._slice(self.layout.blocks) if self.layout.average else None
 
     def _slice(self, index: int) -> Tensor:
         return torch.from_numpy(np.concatenate([np.load(path, mmap_mode="r")[index] for path in self.shards]))
-
-
-class CentreViews(Dataset):
-    """index -> (view (S, S, 3) uint8, error): a damaged image is a message, so that it crosses process borders as one line."""
-
-    def __init__(self, images: ImageData, resize: int, crop: int):
-        self.images, self.resize, self.crop = images, resize, crop
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray | None, str]:
-        try:
-            return centre_view(self.images.image(index), self.resize, self.crop), ""
-        except ImageError as error:
-            return None, str(error)
 
 
 class Store:
@@ -135,63 +144,130 @@ class Store:
         Raises ImageError naming a damaged image unless `images.skip_bad`, ValueError when features are not finite, and
         OSError when the disk is full.
         """
-        blocks, average = min(BLOCKS, backbone.depth), getattr(backbone, "has_average", True)
-        settings = self._settings(backbone, images, blocks)
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
-        folder = self.root / key
-        step = min(SHARD_IMAGES, max(1, SHARD_BYTES // (4 * backbone.dim * (blocks + average))))
-        starts = range(0, len(images), step)
-        shape = (blocks + average, backbone.dim)
-        missing = [start for start in starts if not is_whole(shard_path(folder, start), shape)]
+        layout = Layout.of(backbone)
+        settings = self._settings(backbone, images, layout)
+        folder = self.root / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
+        starts = range(0, len(images), layout.shard_images)
+        missing = [start for start in starts if not is_whole(shard_path(folder, start), layout)]
         if missing:
             write_json(folder / "meta.json", settings)
-            self._fill(backbone, images, folder, missing, step, blocks, average)
+            self._fill(backbone, images, folder, missing, layout)
         rows = np.concatenate([np.load(rows_path(folder, start)) for start in starts])
         if len(rows) < len(images) and not images.skip_bad:
-            lost = np.setdiff1d(np.arange(len(images)), rows)[0]
-            images.image(int(lost))  # raises, unless the image was mended since
+            lost = int(np.setdiff1d(np.arange(len(images)), rows)[0])
+            images.image(lost)  # raises, unless the image was mended since
             raise ImageError(f"{images.paths[lost]} was damaged when features were stored; remove {folder}")
         if not len(rows):
             raise ImageError(f"no image of {images.name} can be decoded")
-        return Frozen(tuple(shard_path(folder, start) for start in starts), images, rows, blocks, bool(average))
+        return Frozen(tuple(shard_path(folder, start) for start in starts), images, rows, layout)
 
-    def _settings(self, backbone: Any, images: ImageData, blocks: int) -> dict[str, Any]:
+    def _settings(self, backbone: Any, images: ImageData, layout: Layout) -> dict[str, Any]:
         """Everything that changes a stored number."""
         view = {"resize": backbone.resize, "crop": backbone.image_size, "mean": backbone.mean, "std": backbone.std}
         packages = {name: version(name) for name in ("torch", "timm", "pillow")}
         settings = {"version": VERSION, "weights": identity(backbone), "dataset": images.fingerprint, "view": view}
-        return settings | {"blocks": blocks, "precision": self.precision, "packages": packages}
+        return settings | {"blocks": layout.blocks, "precision": self.precision, "packages": packages}
 
-    def _fill(
-        self, backbone: Any, images: ImageData, folder: Path, starts: list[int], step: int, blocks: int, average: bool
-    ) -> None:
+    def _fill(self, backbone: Any, images: ImageData, folder: Path, starts: list[int], layout: Layout) -> None:
+        """Compute and write the shards that begin at `starts`."""
+        step = layout.shard_images
         spans = [(start, min(start + step, len(images))) for start in starts]
         batches = [
             list(range(first, min(first + self.batch_size, stop)))
             for start, stop in spans
             for first in range(start, stop, self.batch_size)
         ]
-        todo = sum(stop - start for start, stop in spans)
-        views = CentreViews(images, backbone.resize, backbone.image_size)
-        loader = self.loader(views, batches, collate_views)
-        backbone.to(self.device)
-        with self.progress(f"features of {images.name}", len(images), len(images) - todo) as bar:
-            stream = zip(batches, loader, strict=True)
-            for start, stop in spans:
-                rows: list[int] = []
-                parts: list[np.ndarray] = []
-                while start + len(rows) < stop:  # rows counts damaged images too until the shard is written
-                    batch, (pixels, errors) = next(stream)
-                    if errors and not images.skip_bad:
-                        raise ImageError(next(iter(errors.values())))
-                    rows += batch
-                    kept = [i for i in range(len(batch)) if i not in errors]
-                    if kept:
-                        parts.append(self.tokens(backbone, pixels, blocks, average).cpu().numpy())
-                        check_finite(parts[-1], [images.paths[batch[i]] for i in kept])
-                    bar.update(len(batch))
-                self._write(folder, start, rows, parts, (blocks + average, backbone.dim))
-        backbone.to("cpu")
+        ends = {stop for _, stop in spans}
+        rows: list[int] = []
+        parts = [np.zeros((layout.slices, 0, layout.dim), np.float32)]
+        loader = self._loader(CentreViews(images, backbone.resize, backbone.image_size), batches)
+        with self.progress(f"features of {images.name}", sum(map(len, batches))) as bar:
+            for batch, (pixels, kept, errors) in zip(batches, loader, strict=True):
+                if errors and not images.skip_bad:
+                    raise ImageError(errors[0])
+                if kept:
+                    tokens = self.tokens(backbone, pixels).cpu().numpy()
+                    check_finite(tokens, [images.paths[row] for row in kept])
+                    parts.append(tokens)
+                rows += kept
+                bar.update(len(batch))
+                if batch[-1] + 1 in ends:
+                    start = batch[0] // step * step
+                    write_array(rows_path(folder, start), np.array(rows, np.int64))
+                    write_array(shard_path(folder, start), np.concatenate(parts, axis=1))
+                    rows, parts = [], parts[:1]
 
-    def _write(self, folder: Path, start: int, rows: Any, parts: list[np.ndarray], shape: tuple[int, int]) -> None:
-        raise NotImplementedError
+    def random_crops(
+        self, backbone: Any, images: ImageData, table: Tensor, seed: int
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        """Tokens (slices, b, D) of fresh random crops of the images in each row of `table` (steps, b), and their rows.
+
+        Nothing is stored. Raises ImageError naming a damaged image unless `images.skip_bad`.
+        """
+        draws = torch.arange(table.numel()).view_as(table)
+        batches = [list(zip(d, r, strict=True)) for d, r in zip(draws.tolist(), table.tolist(), strict=True)]
+        for pixels, rows, errors in self._loader(RandomCrops(images, backbone.image_size, seed), batches):
+            if errors:
+                raise ImageError(errors[0])
+            yield torch.cat([self.tokens(backbone, part) for part in pixels.split(self.batch_size)], dim=1), rows
+
+    @torch.no_grad()
+    def tokens(self, backbone: Any, pixels: Tensor) -> Tensor:
+        """Tokens of uint8 views (B, 3, S, S): (slices, B, D) float32 on the device."""
+        layout = Layout.of(backbone)
+        views = preprocess(pixels.to(self.device, non_blocking=True), backbone.mean, backbone.std)
+        kind = PRECISIONS[self.precision]
+        cast = torch.autocast(self.device.type, kind) if kind else nullcontext()
+        with cast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # torch allows TF32 in convolutions
+            found = backbone.to(self.device).blocks(views, layout.blocks)
+        kinds = [features.cls.float() for features in found]
+        kinds += [found[-1].patches.float().mean((1, 2))] if layout.average else []
+        return torch.stack(kinds)
+
+    def _loader(self, dataset: Dataset, batches: Sequence[Sequence[Any]]) -> DataLoader:
+        """Batches of a dataset in the given order, decoded by as many processes as are worth starting."""
+        workers = self.workers
+        if workers is None:
+            workers = 0 if sum(map(len, batches)) < FEW_IMAGES else min(16, os.cpu_count() or 1)
+        pin = self.device.type == "cuda"
+        return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pin)  # type: ignore[arg-type]
+
+    def progress(self, what: str, total: int, unit: str = "image") -> tqdm:
+        """Progress bar with an estimate; silent where no one watches."""
+        return tqdm(total=total, desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
+
+
+def check_finite(tokens: np.ndarray, paths: list[str]) -> None:
+    """Raises ValueError naming the first image whose tokens (slices, B, D) hold NaN or infinity."""
+    good = np.isfinite(tokens).all(axis=(0, 2))
+    if not good.all():
+        raise ValueError(
+            f"features hold NaN or infinity, first for {paths[int(np.argmin(good))]}; "
+            "the weights have diverged, or precision=float32 is needed"
+        )
+
+
+def shard_path(folder: Path, start: int) -> Path:
+    """File of the shard whose first image is `start`."""
+    return folder / f"{start:09d}.npy"
+
+
+def rows_path(folder: Path, start: int) -> Path:
+    """File with the images that a shard holds."""
+    return folder / f"{start:09d}.rows.npy"
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array so that it appears whole or not at all."""
+    with atomic_file(path) as file:
+        np.save(file, array)
+
+
+def is_whole(path: Path, layout: Layout) -> bool:
+    """Whether a shard can be read as (slices, images, D); a damaged one is computed again."""
+    try:
+        stored = np.load(path, mmap_mode="r").shape
+        rows = np.load(path.with_suffix(".rows.npy")).shape
+    except (OSError, ValueError, EOFError):
+        return False
+    return stored == (layout.slices, *rows, layout.dim)

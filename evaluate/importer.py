@@ -30,7 +30,7 @@ BASELINE_SEED = 0
 
 
 class Pixels(nn.Module):
-    """No network: the flattened normalised view as feature, as a `Backbone` of one block; patches are patches of pixels."""
+    """No network: the flattened normalised view as the feature, in the form of a `Backbone` of one block."""
 
     has_average = False  # patches have another width than the feature, so there is no average to put beside it
     depth = 1
@@ -94,6 +94,11 @@ def resolve(name: str | Path, runs: str | Path = "runs") -> Reference:
     return Reference(kind, found[0], branch or "teacher")
 
 
+def trained_on(reference: Reference) -> str:
+    """Name of the images that a run was trained on."""
+    return read_run(reference.path)["data"]["name"]
+
+
 def open_checkpoint(name: str | Path, runs: str | Path = "runs") -> Checkpoint:
     """Load a checkpoint; raises CheckpointError naming file and remedy when it is missing, damaged or unknown."""
     reference = resolve(name, runs)
@@ -124,13 +129,12 @@ def baselines(names: Iterable[str], runs: str | Path = "runs") -> dict[str, list
 
 
 def architecture(backbone: Backbone) -> str:
-    """Name of a backbone with what departs from its definition: vit_tiny_patch16_224-64x2p8-conv-32px."""
+    """Short name of a backbone: timm's, or vit-WIDTHxBLOCKSpPATCH where that was changed, and the side of its view."""
     standard = {"name", "image_size", "patch_size", "stem", "pool", "init", "cls_init", "resize", "mean", "std"}
     spec = backbone.spec
     changed = spec["patch_size"] is not None or set(spec) - standard
-    parts = [spec["name"]] + ([f"{backbone.dim}x{backbone.depth}p{backbone.patch_size}"] if changed else [])
-    parts += [spec["stem"]] if spec["stem"] != "patch" else []
-    parts += [spec["pool"]] if spec["pool"] != "token" else []
+    parts = [f"vit-{backbone.dim}x{backbone.depth}p{backbone.patch_size}" if changed else spec["name"]]
+    parts += [word for word, usual in ((spec["stem"], "patch"), (spec["pool"], "token")) if word != usual]
     return "-".join([*parts, f"{backbone.image_size}px"])
 
 

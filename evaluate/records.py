@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,9 @@ def _check(record: Record) -> None:
     for name, kind in FIELDS.items():
         if not isinstance(getattr(record, name), kind):
             raise ValueError(f"{name} = {getattr(record, name)!r:.80} is no {kind.__name__}")
+    for key, value in record.checkpoint.items():
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"checkpoint.{key} = {value!r:.80}: use text, a number or nothing")
     for key in ("name", "weights_digest", "objective"):
         if not isinstance(record.checkpoint.get(key), str) or not record.checkpoint[key]:
             raise ValueError(f"checkpoint.{key} = {record.checkpoint.get(key)!r}: a record needs it as text")
@@ -202,8 +206,9 @@ def _check(record: Record) -> None:
     if record.main not in record.scores:
         raise ValueError(f"main = {record.main!r} is no score of this record: it has {', '.join(record.scores)}")
     for name, score in record.scores.items():
-        if not all(isinstance(v, int | float) for v in (score.value, score.low or 0.0, score.high or 0.0, score.n)):
-            raise ValueError(f"score {name} = {score} holds something other than numbers")
+        numbers, words = (score.value, score.low or 0, score.high or 0, score.n), (score.unit, score.scale)
+        if not (all(isinstance(v, Real) for v in numbers) and all(isinstance(word, str) for word in words)):
+            raise ValueError(f"score {name} = {score} needs numbers, and text as unit and scale")
         if score.scale == "fraction" and abs(score.value) > 1 + 1e-9:
             raise ValueError(f"score {name} = {score.value} is no fraction: divide by 100, or name its unit as scale")
 
@@ -314,10 +319,14 @@ def read_statuses(root: str | Path, problems: list[str] | None = None) -> list[S
     entries = []
     for path in sorted((Path(root) / "status").glob("*.json")):
         try:
-            entries.append(Status(**json.loads(path.read_bytes())))
+            entry = Status(**json.loads(path.read_bytes()))
+            names = (entry.checkpoint["name"], entry.task, entry.dataset, entry.status, entry.reason, entry.remedy)
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError("every field is text")
+            entries.append(entry)
         except FileNotFoundError:
             continue  # its record was written meanwhile
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             _report(f"{path}: damaged status ({one_line(error)}); delete it", problems)
     return entries
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, names that are safe in a path, values that are safe in JSON, arrays beside them."""
+"""On disk: files that appear whole or not at all, names safe in a path, values safe in JSON, arrays beside them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
 def slug(text: str) -> str:
     """`text` as a safe part of a file name; what had to be changed is told apart by a hash."""
     clean = re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:48]
-    return clean if clean == text else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".lstrip("-")
+    return clean if clean == text != "" else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".lstrip("-")
 
 
 def plain(value: Any, where: str) -> Any:

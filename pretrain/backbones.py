@@ -77,6 +77,7 @@ class Backbone(nn.Module):
         **overrides: Any,
     ):
         super().__init__()
+        overrides = {key: value for key, value in overrides.items() if value is not None}
         self.spec = {
             "name": name, "image_size": image_size, "patch_size": patch_size, "stem": stem, "pool": pool, "init": init,
             "cls_init": cls_init, "resize": resize, "mean": list(mean), "std": list(std), **overrides,

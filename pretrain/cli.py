@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -56,6 +56,8 @@ def one_line_errors(config_name: str) -> Iterator[None]:
 
 def explain(error: Exception, config_name: str) -> str:
     """One line for an error, with the nearest known name where a configuration key or choice is unknown."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        return explain(error.__cause__, config_name)  # what the class itself said
     text = str(error).strip()
     if "Original Traceback" in text:  # raised in a loader's worker, which wraps the message in a traceback
         text = text.splitlines()[-1].split(": ", 1)[-1]
@@ -69,8 +71,6 @@ def explain(error: Exception, config_name: str) -> str:
         full = re.search(r"full_key: ([\w.]+)", text)
         name = full[1] if full else unknown[1]
         return f"unknown configuration key {name!r}; {nearest(name, list(known_keys(config_name)))}"
-    if isinstance(error, HydraException) and error.__cause__ is not None and "instantiat" in text:
-        return explain(error.__cause__, config_name)  # type: ignore[arg-type]
     return " ".join(text.split()) or type(error).__name__
 
 

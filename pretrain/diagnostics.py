@@ -44,8 +44,8 @@ def health(backbone: nn.Module, head: nn.Module, images: Tensor, chunk: int = 64
     """Health of a network in evaluation mode on normalised images (n, 3, S, S): `message_health` and effective rank."""
     modes = backbone.training, head.training
     backbone.eval(), head.eval()
-    features = torch.cat([backbone(part) for part in images.split(chunk)]).float()
-    figures = {"effective_rank": effective_rank(features), **message_health(head(features).float())}
+    features = torch.cat([backbone(part) for part in images.split(chunk)])
+    figures = {"effective_rank": effective_rank(features), **message_health(head(features))}
     backbone.train(modes[0]), head.train(modes[1])
     return figures
 

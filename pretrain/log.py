@@ -72,6 +72,12 @@ class Log:
         self.every = run.trainer["log_every"]
         self.file: TextIO | None = None
         self.columns: list[str] = []
+        if self.main:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                open(self.path, "a").close()
+            except OSError as error:
+                raise OSError(f"cannot write {self.path}: {error.strerror}; choose a folder you may write: runs=...") from error
         self.rows = [] if fresh or not self.main else self._rows_until(run.step)
 
     def _rows_until(self, step: int) -> list[dict[str, str]]:
@@ -131,7 +137,6 @@ class Log:
                 self.columns += [key for key in old if key not in self.columns]
             if self.file is not None:
                 self.file.close()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "w", newline="")  # noqa: SIM115
             csv.DictWriter(self.file, self.columns).writeheader()
             csv.DictWriter(self.file, self.columns).writerows(self.rows)

@@ -37,7 +37,7 @@ from pretrain.views import Crops, EpochBatches, View, colour_views
 
 #: configuration keys that change no number of a run
 HARMLESS = ("runs", "data_root", "data.splits", "data.prepare", "quiet", "overwrite", "trainer.workers") + tuple(
-    f"trainer.{key}" for key in ("save_every", "save_minutes", "keep_every", "log_every", "devices", "num_nodes")
+    f"trainer.{key}" for key in ("save_every", "save_minutes", "keep_every", "log_every", "devices", "num_nodes", "stop_after_epoch")
 )
 
 
@@ -108,6 +108,7 @@ def train_step(run: Run, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]
     torch.manual_seed(hash_seed(run.info["seed"], it, fabric.global_rank))  # stochastic depth
     write_rates(run, epoch)
     views = colour_views(batch, run.network.backbone.mean, run.network.backbone.std, fabric.device)
+    views = fabric.strategy.precision.convert_input(views)
     with torch.no_grad(), fabric.autocast():
         target = run.teacher(views[:2]) if run.teacher is not None else None
     output = run.objective(run.student(views), target)
@@ -143,6 +144,7 @@ def end_epoch(run: Run) -> dict[str, float]:
     """Health of the network that evaluation will use."""
     network = run.teacher if run.teacher is not None else run.network
     images = preprocess(run.probe.to(run.fabric.device), run.network.backbone.mean, run.network.backbone.std)
+    images = run.fabric.strategy.precision.convert_input(images)
     return diagnostics.health(network.backbone, network.head, images)
 
 
@@ -365,9 +367,9 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     )
     optim = config["optim"]
     groups = parameter_groups(network, decay_tokens=optim["decay_tokens"])
-    teacher = fabric.to_device(make_teacher(network)) if objective.uses_teacher else None
     fused = optim["name"] == "adamw" and trainer["precision"] != "16-mixed"
     student, optimizer = fabric.setup(network, make_optimizer(optim["name"], groups, fused=fused))
+    teacher = make_teacher(student.module) if objective.uses_teacher else None
     info = {
         "name": config["name"],
         "objective": config["objective"]["name"],

@@ -152,6 +152,8 @@ def test_bad_results_are_refused_with_the_reason(tmp_path):
         coco_ap(path, [hit((1, 1, 5, 5), image=77)], iou_type="bbox")
     with pytest.raises(ValueError, match="not negative"):
         coco_ap(path, [hit((10, 10, -4, 5))], iou_type="bbox")
+    with pytest.raises(ValueError, match="not negative"):
+        coco_ap(path, [hit((10, 10, 4, -5))], iou_type="bbox")
     with pytest.raises(ValueError, match="has score nan"):
         coco_ap(path, [hit((10, 10, 4, 5), score=float("nan"))], iou_type="bbox")
     with pytest.raises(ValueError, match=r"size \[50, 50\], but the image is \[100, 100\]"):
@@ -160,6 +162,11 @@ def test_bad_results_are_refused_with_the_reason(tmp_path):
         coco_ap(path, [hit((1, 1, 5, 5))], iou_type="segm")
     with pytest.raises(ValueError, match="not run-length coded"):
         coco_ap(path, [hit((1, 1, 5, 5)) | {"segmentation": [[1, 1, 5, 1, 5, 5]]}], iou_type="segm")
+    boxes_only = json.loads(path.read_text())
+    del boxes_only["annotations"][0]["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes_only))
+    with pytest.raises(ValueError, match="annotation 0 of .*boxes.json has no segmentation"):
+        coco_ap(tmp_path / "boxes.json", [], iou_type="segm")
     with pytest.raises(ValueError, match="unknown iou_type 'keypoints'"):
         coco_ap(path, [], iou_type="keypoints")
     with pytest.raises(FileNotFoundError, match="nowhere.json"):

@@ -30,7 +30,7 @@ def imports(source: str, module: str, is_package: bool = False) -> set[str]:
 
     `from package import name` counts as `package.name` where that is one of our modules, else as `package`.
     """
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)

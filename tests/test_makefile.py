@@ -55,10 +55,10 @@ def test_variables_that_were_not_given_are_left_to_the_configs():
 
 
 def test_pretrain_passes_its_variables_through():
-    given = ("OBJECTIVE=dino", "DATA=cifar10", "RUN=first", "DATA_ROOT=/big disk/it's, here", "ARGS=epochs=2 seed=1")
+    given = ("OBJECTIVE=dino", "DATA=cifar10", "RUN=first", "DATA_ROOT=/big disk/it's,  here", "ARGS=epochs=2 seed=1")
     module, *words = program("pretrain", *given)
     assert module == "pretrain"
-    expected = {"objective": "dino", "data": "cifar10", "name": "first", "data_root": "/big disk/it's, here"}
+    expected = {"objective": "dino", "data": "cifar10", "name": "first", "data_root": "/big disk/it's,  here"}
     assert overrides(words) == expected | {"epochs": 2, "seed": 1}
 
 
@@ -71,9 +71,11 @@ def test_a_checkpoint_with_odd_characters_arrives_as_it_is(path):
     assert overrides(words) == {"checkpoints": ["runs/first", path], "suite": "small", "output": "out put"}
 
 
-def test_leaderboard_reads_and_writes_the_given_folder():
+def test_leaderboard_and_compare_read_the_folder_that_evaluation_wrote_to():
+    folder = ["--records", "my results/records"]
     words = program("leaderboard", "OUTPUT=my results")
-    assert words == ["evaluate.leaderboard", "--records", "my results/records", "--output", "my results"]
+    assert words == ["evaluate.leaderboard", *folder, "--output", "my results"]
+    assert program("compare", "A=a", "B=b", "OUTPUT=my results") == ["evaluate.compare", "a", "b", *folder]
 
 
 def test_compare_passes_each_checkpoint_as_one_word():

@@ -49,6 +49,13 @@ FILES = {
     "style": "1024d763fcf515389d952e913c7a3644363ab9a0368f6d6496a86b502ec0217a",
     "fine": "867d10164fa1f96724e57cf7552105475447a2210af1ad3143497f85aed1540d",
 }
+FULL_WORLD = {
+    "shapes": "b3c411ef5f6d99cbb0493bd7ed399a72cff818e5b1dbb68c7a81a0141d0b15cf",
+    "scenes": "fd9b0fd832f464d712275f7e9142b1ccc23df65760b337b1edd25d5a6af52477",
+    "videos": "22c4c43e5eafb4eb9b365ec4391bc211942bc544cf9883e20721d5c3cc8b7b9f",
+    "style": "e5ec5319025d6955873c400c964baca509767ddc1e7a85c1a30ee6506dca6578",
+    "fine": "7885bcce0eb6e1bd190584fdb2606e6adf325842e03af00d5e31123bc7594ae4",
+}
 LISTING = """
 import hashlib, sys
 from pretrain import shapeworld as w
@@ -82,6 +89,13 @@ def test_pixels_are_the_golden_ones(part: str, index: int, split: str) -> None:
 def test_files_of_a_tiny_world_are_the_golden_ones(world: Path) -> None:
     parts = json.loads((world / "manifest.json").read_bytes())["parts"]
     assert {part: entry["sha256"] for part, entry in parts.items()} == FILES
+
+
+@pytest.mark.slow
+def test_files_of_the_whole_world_are_the_golden_ones(tmp_path: Path) -> None:
+    folder = shapeworld.generate(tmp_path, progress=False)
+    parts = json.loads((folder / "manifest.json").read_bytes())["parts"]
+    assert {part: entry["sha256"] for part, entry in parts.items()} == FULL_WORLD
 
 
 def test_pixels_do_not_depend_on_the_vector_units_of_the_processor() -> None:

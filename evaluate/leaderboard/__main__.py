@@ -17,11 +17,12 @@ def rebuild(records: str | Path = "results/records", output: str | Path = "resul
     problems: list[str] = []
     stored, statuses = read_all(records, problems), read_statuses(records, problems)
     table = build(stored, statuses, records, problems)
+    rows = export.flat(table)
     files = {
         "md": markdown.render(table.headline),
         "tex": latex.render(table.headline),
-        "csv": export.to_csv(table),
-        "json": export.to_json(table),
+        "csv": export.to_csv(rows),
+        "json": export.to_json(table, rows),
         "html": page.render(table),
     }
     for ending, content in files.items():

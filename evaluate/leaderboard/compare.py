@@ -1,7 +1,6 @@
 """Two or more checkpoints, sample by sample: difference, paired interval, test and verdict for every task they share.
 
-Pure maths first (two records -> a comparison), then the matching of records, then the command line behind
-`python -m evaluate.compare`.
+Two records -> a comparison first, then the matching of records, then the command line of `python -m evaluate.compare`.
 """
 
 from __future__ import annotations
@@ -21,9 +20,12 @@ from evaluate.leaderboard.grid import title
 from evaluate.leaderboard.samples import average_to, paired
 from evaluate.leaderboard.table import choices, differing_fields, number
 from evaluate.leaderboard.text import aligned
+from evaluate.metrics import statistics
 from evaluate.records import Record, checkpoint_key, read_all
 
 LEVEL = 0.05
+HEAD = ["task", "dataset", "metric", "reference", "other", "difference", "95 % interval", "p", "p (Holm)"]
+HEAD += ["wins/ties/losses", "test", "verdict", "protocol"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Comparison:
     """`other` against `reference` on one task and dataset under one protocol.
 
     `difference` is other minus reference in the unit of the score; `low` and `high` bound `mean_difference`, that of
-    the paired outcomes, at 95 %. Wins, ties and losses count samples on which `other` is better, equal, worse. Without
-    paired outcomes all of these are None and `note` says why.
+    the paired outcomes, at 95 %. `counts` are the samples on which other is better, equal, worse. `adjusted` is Holm's
+    p-value over all comparisons made together. Without paired outcomes all of these are None and `note` says why.
     """
 
     reference: Record
@@ -42,7 +44,7 @@ class Comparison:
     low: float | None = None
     high: float | None = None
     p_value: float | None = None
-    adjusted: float | None = None  # Holm over all comparisons made together
+    adjusted: float | None = None
     test: str = ""
     counts: tuple[int, int, int] | None = None
     note: str = ""
@@ -63,7 +65,7 @@ class Comparison:
 
 
 def compare_records(reference: Record, other: Record, *, samples: int = 10_000, seed: int = 0) -> Comparison:
-    """Compare two records of one protocol; raises ValueError naming the fields that differ when they are not comparable.
+    """Compare two records of one protocol; raises ValueError naming the fields that differ if they are not comparable.
 
     Interval: paired bootstrap. p-value: McNemar for outcomes 0 or 1, sign-flip permutation for others, bootstrap over
     whole groups where samples come in groups (frames of a video).
@@ -76,44 +78,46 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
         return replace(plain, note="not the same samples, or none were kept: only the scores are compared")
     a, b, groups = pairs
     interval = statistics.paired_bootstrap(b, a, samples=samples, seed=seed, groups=groups)
-    test = (
-        "group bootstrap"
-        if groups is not None
-        else "McNemar"
-        if np.isin([*np.unique(a), *np.unique(b)], (0, 1)).all()
-        else ""
-    )
-    if test == "McNemar":
-        p_value = statistics.mcnemar(b, a)
+    if groups is not None:
+        test, p_value = "group bootstrap", interval.p_value
+    elif np.isin(np.concatenate([a, b]), (0, 1)).all():
+        test, p_value = "McNemar", statistics.mcnemar(b, a)
     else:
-        p_value = interval.p_value if test else statistics.permutation_test(b, a, samples=samples, seed=seed)
-    better = (b > a) if other.higher_is_better else (b < a)
-    ties = int((a == b).sum())
-    counts = int(better.sum()), ties, len(a) - ties - int(better.sum())
-    means_are_scores = average_to(a, reference.score) and average_to(b, other.score)
-    note = (
-        "" if means_are_scores else "interval and test are of the mean per-sample value, which is not the score itself"
+        test, p_value = "permutation", statistics.permutation_test(b, a, samples=samples, seed=seed)
+    scores_are_means = average_to(a, reference.score) and average_to(b, other.score)
+    return replace(
+        plain,
+        mean_difference=interval.difference,
+        low=interval.low,
+        high=interval.high,
+        p_value=p_value,
+        test=test,
+        counts=_count(a, b, other.higher_is_better),
+        note=""
+        if scores_are_means
+        else "interval and test are of the mean outcome per sample, not of the score itself",
     )
-    low, high = interval.low, interval.high
-    return replace(plain, low=low, high=high, p_value=p_value, test=test or "permutation", counts=counts, note=note)
+
+
+def _count(a: np.ndarray, b: np.ndarray, higher_is_better: bool) -> tuple[int, int, int]:
+    wins = (b > a) if higher_is_better else (b < a)
+    ties = a == b
+    return int(wins.sum()), int(ties.sum()), int((~wins & ~ties).sum())
 
 
 def differences(a: Record, b: Record) -> str:
     """The protocol fields in which two records differ, with both values: "k = 20 and 10"."""
     one, two = choices(a), choices(b)
-    return ", ".join(
-        f"{name} = {one.get(name, 'absent')} and {two.get(name, 'absent')}" for name in differing_fields([one, two])
-    )
+    fields = differing_fields([one, two])
+    return ", ".join(f"{name} = {one.get(name, 'absent')} and {two.get(name, 'absent')}" for name in fields)
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Holm's correction over all comparisons that have a p-value."""
-    from evaluate.metrics.statistics import holm
-
-    tested = [c.p_value for c in comparisons if c.p_value is not None and math.isfinite(c.p_value)]
-    corrected = iter(holm(np.array(tested)) if tested else ())
+    """Holm's correction over all comparisons that have a p-value (one pair of samples alone gives none)."""
+    tested = [c.p_value for c in comparisons if c.p_value is not None and not math.isnan(c.p_value)]
+    corrected = iter(statistics.holm(np.array(tested)))
     return [
-        replace(c, adjusted=float(next(corrected))) if c.p_value is not None and math.isfinite(c.p_value) else c
+        c if c.p_value is None or math.isnan(c.p_value) else replace(c, adjusted=float(next(corrected)))
         for c in comparisons
     ]
 
@@ -121,42 +125,50 @@ def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def compare_all(
     checkpoints: Sequence[Sequence[Record]], *, samples: int = 10_000, seed: int = 0
 ) -> tuple[list[Comparison], list[str]]:
-    """Every later checkpoint against the first, Holm over everything; and a line for each place that cannot be compared."""
+    """Every later checkpoint against the first, Holm over everything; and a line for each place not comparable."""
     made, refused = [], []
     first = _by_place(checkpoints[0])
     for records in checkpoints[1:]:
-        for place, mine in _by_place(records).items():
-            others = first.get(place, {})
-            common = mine.keys() & others.keys()
-            made += [compare_records(others[f], mine[f], samples=samples, seed=seed) for f in sorted(common)]
-            if others and not common:
-                a, b = next(iter(others.values())), next(iter(mine.values()))
-                refused.append(f"{_place(a)}: {_names(a, b)} were measured differently, {differences(a, b)}")
-            elif not others:
-                refused.append(f"{place[0]} on {place[1]}: only {title(records[0].checkpoint)} has it")
-        for place in first.keys() - _by_place(records).keys():
-            refused.append(f"{place[0]} on {place[1]}: only {title(checkpoints[0][0].checkpoint)} has it")
+        mine = _by_place(records)
+        for place in sorted(first.keys() | mine.keys()):
+            a, b = first.get(place, {}), mine.get(place, {})
+            common = sorted(a.keys() & b.keys())
+            made += [compare_records(a[f], b[f], samples=samples, seed=seed) for f in common]
+            if not common:
+                refused.append(_refusal(list(a.values()), list(b.values())))
     return adjust(made), refused
 
 
+def _refusal(a: Sequence[Record], b: Sequence[Record]) -> str:
+    """Why records of one task and dataset cannot be compared: absent on one side, or measured differently."""
+    if not a or not b:
+        only = (a or b)[0]
+        return f"{_place(only)}: only {title(only.checkpoint)} has it"
+    names = f"{title(a[0].checkpoint)} and {title(b[0].checkpoint)}"
+    return f"{_place(a[0])}: {names} were measured differently, {differences(a[0], b[0])}"
+
+
 def verdict(comparisons: Sequence[Comparison]) -> str:
-    """One sentence on one pair of checkpoints: where which is better, and what could not be shown."""
+    """One sentence on one pair of checkpoints: how often and where which is better, and what could not be shown."""
     where = defaultdict(list)
     for c in comparisons:
-        where[c.verdict].append(_place(c.other))
+        where[c.verdict].append(f"{c.other.task}/{c.other.dataset}")
     a, b = title(comparisons[0].reference.checkpoint), title(comparisons[0].other.checkpoint)
-    phrases = [f"{b} is {word} than {a} on {', '.join(where[word])}" for word in ("better", "worse") if where[word]]
-    phrases += [f"{word} on {', '.join(where[word])}" for word in ("no difference shown", "not tested") if where[word]]
-    sentence = "; ".join(phrases)
-    return f"{sentence[:1].upper() if not where['better'] + where['worse'] else sentence[:1]}{sentence[1:]}."
+    words = [word for word in ("better", "worse", "no difference shown", "not tested") if where[word]]
+    parts = [f"{word} on {len(where[word])} ({', '.join(sorted(where[word]))})" for word in words]
+    return f"Verdict: {b} against {a}, of {len(comparisons)} comparisons {'; '.join(parts)}. Level 5 % after Holm."
+
+
+def by_checkpoint(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """The comparisons of each checkpoint with the reference."""
+    pairs: dict[str, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        pairs[checkpoint_key(comparison.other.checkpoint)].append(comparison)
+    return pairs
 
 
 def _place(record: Record) -> str:
     return f"{record.task} on {record.dataset}"
-
-
-def _names(a: Record, b: Record) -> str:
-    return f"{title(a.checkpoint)} and {title(b.checkpoint)}"
 
 
 def _by_place(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Record]]:
@@ -170,7 +182,7 @@ def _by_place(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Reco
 
 
 def select(records: Sequence[Record], wanted: str) -> list[Record]:
-    """All records of the checkpoint called `wanted`: its name, the folder of its run, or the start of its weights digest.
+    """All records of the checkpoint called `wanted`: its name, the folder of its run, or the start of its digest.
 
     Raises ValueError when none or several checkpoints answer to it, naming the nearest or all of them.
     """
@@ -182,17 +194,12 @@ def select(records: Sequence[Record], wanted: str) -> list[Record]:
             found[checkpoint_key(record.checkpoint)].append(record)
     if not found:
         known = sorted({record.checkpoint["name"] for record in records})
-        near = difflib.get_close_matches(Path(wanted).name, known, n=3, cutoff=0.4) or known[:5]
-        raise ValueError(
-            f"no records of checkpoint {wanted!r}; nearest: {', '.join(near) or 'none, the folder is empty'}"
-        )
+        near = ", ".join(difflib.get_close_matches(Path(wanted).name, known, n=3, cutoff=0.4) or known[:5])
+        raise ValueError(f"no records of checkpoint {wanted!r}; nearest: {near or 'none, there are no records'}")
     if len(found) > 1:
-        each = (
-            f"{r[0].checkpoint['weights_digest'][:12]} (epoch {r[0].checkpoint.get('epoch')})" for r in found.values()
-        )
-        raise ValueError(
-            f"{wanted!r} names {len(found)} checkpoints; give the start of a weights digest: {', '.join(each)}"
-        )
+        several = [records[0].checkpoint for records in found.values()]
+        each = ", ".join(f"{c['weights_digest'][:12]} (epoch {c.get('epoch')})" for c in several)
+        raise ValueError(f"{wanted!r} names {len(found)} checkpoints; give the start of a weights digest: {each}")
     return next(iter(found.values()))
 
 
@@ -223,45 +230,52 @@ class Gate:
         return self.task in (comparison.other.task, f"{comparison.other.task}/{comparison.other.dataset}")
 
     def fails(self, comparison: Comparison) -> bool:
-        """Whether the other checkpoint is worse by more than the margin, or its score is undefined."""
+        """Whether the other checkpoint is worse by more than the margin, or a score is undefined."""
         points = 100 if comparison.other.score.scale == "fraction" else 1
         return not points * comparison.gain >= -self.margin - 1e-9
 
 
 def report(comparisons: Sequence[Comparison], refused: Sequence[str]) -> str:
     """The comparisons as text: a table and a verdict for each pair, then what could not be compared."""
-    pairs: dict[str, list[Comparison]] = defaultdict(list)
-    for comparison in comparisons:
-        pairs[checkpoint_key(comparison.other.checkpoint)].append(comparison)
-    parts = [_pair(list(group)) for group in pairs.values()]
+    parts = [_pair(group) for group in by_checkpoint(comparisons).values()]
     if refused:
         parts.append("Not compared:\n" + "\n".join(f"  {terminal(line)}" for line in refused))
     return "\n\n".join(parts) + "\n"
 
 
 def _pair(group: list[Comparison]) -> str:
-    head = ["task", "dataset", "metric", "reference", "other", "difference", "95 % interval", "p", "p (Holm)"]
-    rows = [[*head, "wins/ties/losses", "test", "verdict"], *(_row(c) for c in group)]
     a, b = group[0].reference.checkpoint, group[0].other.checkpoint
     notes = [f"  {_place(c.other)}: {c.note}" for c in group if c.note]
-    return "\n".join(
-        [terminal(f"{title(b)} against {title(a)} (reference)"), aligned(rows, left=3), *map(terminal, notes)]
-    ) + (f"\n{terminal(verdict(group))}")
+    head = terminal(f"{title(b)} (other) against {title(a)} (reference)")
+    return "\n".join([head, aligned([HEAD, *map(_row, group)], left=3), *map(terminal, [*notes, verdict(group)])])
 
 
 def _row(c: Comparison) -> list[str]:
     scale = c.other.score.scale
     scores = [number(c.reference.score.value, scale), number(c.other.score.value, scale)]
-    bounds = "" if c.low is None else f"{_signed(c.low, scale)} to {_signed(c.high, scale)}"
+    bounds = "" if c.low is None or math.isnan(c.low) else f"{_signed(c.low, scale)} to {_signed(c.high, scale)}"
     p_values = ["" if p is None else f"{p:.2g}" for p in (c.p_value, c.adjusted)]
     counts = "/".join(map(str, c.counts)) if c.counts else ""
     names = [terminal(text) for text in (c.other.task, c.other.dataset, c.other.main)]
-    return [*names, *scores, _signed(c.difference, scale), bounds, *p_values, counts, c.test, c.verdict]
+    results = [*scores, _signed(c.difference, scale), bounds, *p_values, counts]
+    return [*names, *results, c.test, c.verdict, c.other.fingerprint]
 
 
 def _signed(value: float | None, scale: str) -> str:
     text = number(value, scale)
     return f"+{text}" if value is not None and value > 0 else text
+
+
+def failures(gates: Sequence[Gate], comparisons: Sequence[Comparison]) -> list[str]:
+    """A line for each comparison beyond the margin of a gate; raises ValueError for a gate that guards nothing."""
+    lines = []
+    for gate in gates:
+        if not all(any(map(gate.matches, group)) for group in by_checkpoint(comparisons).values()):
+            raise ValueError(f"--fail-if-worse {gate.task}: not compared for every checkpoint, so nothing guards it")
+        worse = [c for c in comparisons if gate.matches(c) and gate.fails(c)]
+        changes = [(c, _signed(c.difference, c.other.score.scale)) for c in worse]
+        lines += [f"FAIL {_place(c.other)}: {change} points, margin {gate.margin:g}" for c, change in changes]
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -273,20 +287,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of both")
     parser.add_argument("--fail-if-worse", type=Gate.parse, action="append", default=[], metavar="TASK:POINTS")
     options = parser.parse_args(arguments)
-    if len(options.checkpoints) < 2:
-        parser.error(f"one checkpoint given ({options.checkpoints[0]}): name at least two")
     try:
+        if len(options.checkpoints) < 2:
+            raise ValueError(f"one checkpoint given ({options.checkpoints[0]}): name at least two")
         stored = read_all(options.records)
         chosen = [select(stored, name) for name in options.checkpoints]
         comparisons, refused = compare_all(chosen, samples=options.samples, seed=options.seed)
+        print(report(comparisons, refused), end="")
+        if by_checkpoint(comparisons).keys() != {checkpoint_key(records[0].checkpoint) for records in chosen[1:]}:
+            raise ValueError("a checkpoint shares no task, dataset and protocol with the first: not compared")
+        worse = failures(options.fail_if_worse, comparisons)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    print(report(comparisons, refused), end="")
-    absent = [gate.task for gate in options.fail_if_worse if not any(map(gate.matches, comparisons))]
-    if absent or not comparisons:
-        parser.error(f"nothing to compare for {', '.join(absent)}" if absent else "nothing to compare")
-    worse = [(g, c) for g in options.fail_if_worse for c in comparisons if g.matches(c) and g.fails(c)]
-    for gate, c in worse:
-        change = _signed(c.difference, c.other.score.scale)
-        print(f"FAIL {terminal(_place(c.other))}: {change} points, more than the margin of {gate.margin:g}")
+    print("".join(f"{terminal(line)}\n" for line in worse), end="")
     return 1 if worse else 0

@@ -21,6 +21,9 @@ _LATEX = {
     "|": r"\textbar{}",
     '"': "''",
     "`": r"\char96{}",
+    "[": "{[}",  # after a line end it would open an optional argument, and * would act as \\*
+    "]": "{]}",
+    "*": "{*}",
     "±": r"$\pm$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
@@ -40,7 +43,7 @@ def terminal(text: object) -> str:
 def markdown(text: object) -> str:
     """Text of one table cell: no pipe, emphasis, code, link, image or HTML tag is recognised in it."""
     safe = _html(terminal(text), quote=False)
-    return re.sub(r"([\\`*_{}\[\]()#|~!$])", r"\\\1", safe)
+    return re.sub(r"([\\`*_\[\]#|~$]|:(?=//)|(?<=www)\.)", r"\\\1", safe)
 
 
 def latex(text: object) -> str:
@@ -54,7 +57,8 @@ def html(text: object) -> str:
 
 
 def csv(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe; numbers stay."""
-    if isinstance(value, str) and (value.lstrip()[:1] in FORMULA or value[:1] in ("\t", "\r", "\n")):
-        return f"'{value}"
-    return value
+    """A cell that no spreadsheet takes for a formula: one line, after an apostrophe if it begins like one."""
+    if not isinstance(value, str):
+        return value
+    line = terminal(value)
+    return f"'{line}" if line.lstrip().startswith(FORMULA) else line

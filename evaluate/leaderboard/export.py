@@ -11,33 +11,42 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.leaderboard import escape, text
-from evaluate.leaderboard.table import Table, build, number
+from evaluate.leaderboard.table import Cell, Column, Table, build, number
 from evaluate.records import Record, write_whole
 
-CHECKPOINT = tuple("name label kind objective backbone images_seen epoch seed parent weights_digest".split())
+ABOUT = ("name", "label", "kind", "objective", "backbone", "images_seen", "epoch", "seed", "parent", "weights_digest")
 PROVENANCE = ("commit", "date", "hardware", "seconds", "peak_memory_mb")
 
 
 def flat(table: Table) -> list[dict[str, Any]]:
     """One dictionary a score: checkpoint, column, value and interval (fractions), marks, provenance, record file."""
-    return [
-        _flat_row(row.checkpoint, column, row.cells[column], table.root)
-        for column in table.columns
-        for row in table.rows_of([column])
-        if column in row.cells
-    ]
+    rows = []
+    for column in table.columns:
+        where = _where(column)
+        for row in table.rows_of([column]):
+            if column in row.cells:
+                about = {key: row.checkpoint.get(key) for key in ABOUT}
+                rows.append(about | where | _score(row.cells[column], column, table.root))
+    return rows
 
 
-def _flat_row(checkpoint: dict, column: Any, cell: Any, root: Path) -> dict[str, Any]:
+def _where(column: Column) -> dict[str, Any]:
+    where = {"task": column.task, "task_version": column.task_version, "dataset": column.dataset}
+    where |= {"metric": column.metric, "higher_is_better": column.higher_is_better, "fingerprint": column.fingerprint}
+    protocol = json.dumps(column.protocol, sort_keys=True)
+    return where | {"protocol": protocol, "dataset_fingerprint": column.dataset_fingerprint}
+
+
+def _score(cell: Cell, column: Column, root: Path) -> dict[str, Any]:
     score, record = cell.score, cell.record
-    row = {key: checkpoint.get(key) for key in CHECKPOINT}
-    row |= {"task": column.task, "task_version": record.task_version, "dataset": column.dataset}
-    row |= {"metric": column.metric, "main": column.metric == record.main, "higher_is_better": column.higher_is_better}
-    row |= {"value": _finite(score.value), "low": _finite(score.low), "high": _finite(score.high), "scale": score.scale}
-    row |= {"n": score.n, "unit": score.unit, "skipped": json.dumps(record.skipped)}
+    row = {"value": _finite(score.value), "low": _finite(score.low), "high": _finite(score.high), "scale": score.scale}
+    row |= {
+        "n": score.n,
+        "unit": score.unit,
+        "skipped": json.dumps(record.skipped),
+        "main": column.metric == record.main,
+    }
     row |= {"best": cell.best, "tied": cell.tied}
-    row |= {"fingerprint": column.fingerprint, "protocol": json.dumps(record.protocol, sort_keys=True)}
-    row |= {"dataset_fingerprint": record.provenance["dataset_fingerprint"]}
     row |= {key: _text(record.provenance.get(key)) for key in PROVENANCE}
     return row | {"notes": "; ".join(map(str, record.notes)), "record": file_name(record, root)}
 
@@ -57,9 +66,8 @@ def file_name(record: Record, root: Path) -> str:
     return record.path.relative_to(root).as_posix() if record.path.is_relative_to(root) else record.path.name
 
 
-def to_csv(table: Table) -> str:
-    """Comma-separated values with a header line; no cell can act as a spreadsheet formula."""
-    rows = flat(table)
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of `flat` as comma-separated values with a header; no cell can act as a spreadsheet formula."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["name"], lineterminator="\n")
     writer.writeheader()
@@ -67,12 +75,17 @@ def to_csv(table: Table) -> str:
     return stream.getvalue()
 
 
-def to_json(table: Table) -> str:
-    """The same lines as JSON, with the notes, the list of what did not run and what could not be read."""
+def to_json(table: Table, rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of `flat`, one a line, with the notes, the means over seeds, what did not run and what could not be read."""
     statuses = [{**vars(status), "checkpoint": status.checkpoint.get("name")} for status in table.statuses]
-    data = {"notes": table.notes, "scores": flat(table), "seed_means": _flat_means(table)}
-    data |= {"not_run": statuses, "unreadable": table.problems}
-    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+    parts: dict[str, Sequence[Any]] = {"scores": rows, "seed_means": _flat_means(table), "not_run": statuses}
+    parts |= {"notes": table.notes, "unreadable": table.problems}
+    lines = [f'"{name}": [\n{_lines(values)}]' for name, values in parts.items()]
+    return "{" + ",\n".join(lines) + "}\n"
+
+
+def _lines(values: Sequence[Any]) -> str:
+    return ",\n".join(json.dumps(value, allow_nan=False) for value in values)
 
 
 def _flat_means(table: Table) -> list[dict[str, Any]]:
@@ -92,7 +105,7 @@ def export(records: Sequence[Record], to: str, root: str) -> str:
     """
     table = build(records, root=root)
     if to.endswith(".csv"):
-        write_whole(to, to_csv(table).encode())
+        write_whole(to, to_csv(flat(table)).encode())
     elif to.endswith(".parquet"):
         write_whole(to, _parquet(flat(table)))
     else:

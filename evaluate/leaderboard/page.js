@@ -27,6 +27,7 @@ data.rows.forEach((row, place) => {
 });
 data.columns.forEach((column, number) => {
   column.number = number;
+  column.place = column.task + "\n" + column.dataset;
   let low = Infinity, high = -Infinity;
   const methods = data.rows.filter((row) => !row.baseline && row.cells.has(number));
   for (const row of methods.length ? methods : data.rows) { // a baseline far below would squeeze all whiskers together
@@ -40,6 +41,8 @@ data.columns.forEach((column, number) => {
   column.span = high - low + 2 * margin;
 });
 
+const SPOKEN = ["", ", tied with the best", ", best"];
+const shownCells = new WeakMap(); // button -> what its dialog shows
 const state = { sort: null, direction: 1, page: 0, focus: [0, 0] };
 
 function number(value, scale) {
@@ -69,7 +72,7 @@ function visibleRows(columns) {
   const rows = data.rows.filter((row) =>
     (!objective || row.objective === objective) && ($("baselines").checked || !row.baseline) &&
     words.every((word) => row.text.includes(word)) &&
-    columns.some((c) => row.cells.has(c.number) || row.gaps.has(c.task + "\n" + c.dataset)));
+    columns.some((c) => row.cells.has(c.number) || row.gaps.has(c.place)));
   return rows.sort((a, b) => a.baseline - b.baseline || compare(a, b) || a.place - b.place);
 }
 
@@ -158,15 +161,15 @@ function line(row, columns, i) {
 function scoreCell(row, column, i, j) {
   const cell = row.cells.get(column.number);
   if (!cell) {
-    const gap = row.gaps.get(column.task + "\n" + column.dataset);
+    const gap = row.gaps.get(column.place);
     return gap ? make("td", { class: "empty problem", title: gap[1] }, gap[0]) : make("td", { class: "empty" }, "–");
   }
   const mark = ["", "tied", "best"][cell.mark];
-  const value = make("span", { class: "score" }, mark && make("i", { class: "dot " + mark, "aria-hidden": "true" }), number(cell.value, column.scale));
-  const spoken = interval(cell, column) + (mark ? (mark === "best" ? ", best" : ", tied with the best") : "");
-  const button = make("button", { type: "button", tabindex: "-1" }, value, spoken && make("span", { class: "hidden" }, spoken), whisker(cell, column));
-  button.addEventListener("click", () => show(row, column, cell));
+  const text = number(cell.value, column.scale);
+  const button = make("button", { type: "button", tabindex: "-1", "aria-label": text + interval(cell, column) + SPOKEN[cell.mark] },
+    make("span", { class: "score" }, text), whisker(cell, column));
   button.dataset.at = `${i},${j}`;
+  shownCells.set(button, [row, column, cell]);
   return make("td", { class: mark }, button);
 }
 
@@ -175,20 +178,15 @@ function interval(cell, column) {
   return `, 95 % interval ${number(cell.low, column.scale)} to ${number(cell.high, column.scale)}`;
 }
 
-function whisker(cell, column) {
-  const track = make("span", { class: "track", "aria-hidden": "true" });
+function whisker(cell, column) { // one element, drawn by its background: thousands of them are on a page
+  const track = make("span", { class: "track" });
   if (cell.value === null) return track;
   const share = (value) => Math.min(1, Math.max(0, (value - column.low) / column.span));
-  if (cell.low !== null && cell.high !== null) {
-    const range = make("span", { class: "range" });
-    range.style.left = `${100 * share(cell.low)}%`;
-    range.style.right = `${100 - 100 * share(cell.high)}%`;
-    track.append(range);
-  }
-  const inside = share(cell.value) > 0 && share(cell.value) < 1;
-  const point = make("span", { class: inside ? "point" : "point off" });
-  point.style.left = `${100 * share(cell.value)}%`;
-  track.append(point);
+  const [low, high] = [cell.low ?? cell.value, cell.high ?? cell.value].map(share);
+  track.style.setProperty("--low", `${100 * low}%`);
+  track.style.setProperty("--high", `${100 * high}%`);
+  track.style.setProperty("--at", `${100 * share(cell.value)}%`);
+  if (share(cell.value) === 0 || share(cell.value) === 1) track.classList.add("off");
   return track;
 }
 
@@ -290,6 +288,10 @@ $("close").addEventListener("click", () => $("details").close());
 $("details").addEventListener("click", (event) => { if (event.target === $("details")) $("details").close(); });
 
 const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+document.querySelector("#scores tbody").addEventListener("click", (event) => {
+  const shown = shownCells.get(event.target.closest("button"));
+  if (shown) show(...shown);
+});
 document.querySelector("#scores tbody").addEventListener("keydown", (event) => {
   const move = MOVES[event.key];
   if (!move || !event.target.dataset.at) return;
@@ -316,8 +318,7 @@ $("theme").addEventListener("click", () => {
   const next = THEMES[(THEMES.indexOf(now) + 1) % THEMES.length];
   if (next === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = next;
-  $("theme").textContent = next[0].toUpperCase() + next.slice(1);
-  $("theme").setAttribute("aria-label", `Colours: ${next === "auto" ? "as the system" : next}`);
+  $("theme").textContent = `Theme: ${next}`;
 });
 
 fill();

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluate.leaderboard.export import CHECKPOINT, file_name
+from evaluate.leaderboard.export import ABOUT, file_name
 from evaluate.leaderboard.grid import title
 from evaluate.leaderboard.table import Cell, Column, Row, Table, choices
 from evaluate.records import Record
@@ -101,7 +101,7 @@ def _row(row: Row, position: dict[Column, int], table: Table, shared: _Pool, ext
     for column, cell in row.cells.items():
         records.setdefault(id(cell.record), (cell.record, []))[1].append(_cell(position[column], cell))
     stored = [_record(record, cells, table.root, shared, extra) for record, cells in records.values()]
-    about = {key: row.checkpoint.get(key) for key in CHECKPOINT if row.checkpoint.get(key) not in (None, "")}
+    about = {key: row.checkpoint.get(key) for key in ABOUT if row.checkpoint.get(key) not in (None, "")}
     missing = [[task, dataset, status.status, status.reason] for (task, dataset), status in row.statuses.items()]
     return {**about, "records": stored, "missing": missing}
 

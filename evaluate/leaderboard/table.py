@@ -244,7 +244,8 @@ def _order(row: Row, columns: Sequence[Column]) -> tuple:
 def recipe(checkpoint: Mapping) -> tuple:
     """What several seeds share: the name without its seed (or an explicit `recipe`) and all that describes training."""
     seed = checkpoint.get("seed")
-    name = checkpoint.get("recipe") or re.sub(rf"[-_. ]*(seed|s)?[-_=]?{re.escape(str(seed))}$", "", checkpoint["name"])
+    mark = rf"([-_. ](seed|s)?|seed)[-_=]?{re.escape(str(seed))}$"
+    name = checkpoint.get("recipe") or re.sub(mark, "", checkpoint["name"])
     fields = ("kind", "objective", "backbone", "images_seen", "epoch", "label")
     return name, *(str(checkpoint.get(name)) for name in fields)
 

@@ -11,7 +11,7 @@ def render(table: Table) -> str:
     """The whole table; control characters in names are removed."""
     parts = [_block(block) for block in blocks(table)] or ["No records yet."]
     lines = [*table.notes, *status_lines(table.statuses), *table.problems]
-    return "\n\n".join([*parts, "\n".join(map(escape, lines))]).replace("Bold: the", "*: the").strip() + "\n"
+    return "\n\n".join([*parts, "\n".join(map(escape, lines))]).strip() + "\n"
 
 
 def _block(block: Block) -> str:

@@ -11,11 +11,12 @@ import math
 from statistics import NormalDist
 
 from evaluate.leaderboard.samples import Pairs, average_to, paired
+from evaluate.metrics.statistics import paired_bootstrap
 from evaluate.records import Record, Score
 
 METHOD = (
-    "Bold: the best of a column and what does not differ from it at the 5 % level (paired over the same samples where "
-    "outcomes were kept, else by the two 95 % intervals; not corrected for the number of comparisons)."
+    "Marked (bold or *): the best of a column and what does not differ from it at the 5 % level (paired over the same "
+    "samples where outcomes were kept, else by the two 95 % intervals; not corrected for the number of comparisons)."
 )
 Z95 = NormalDist().inv_cdf(0.975)
 CLEAR = 5.0  # beyond this many standard errors no test says otherwise, and the outcomes need not even be loaded
@@ -59,6 +60,4 @@ def _paired_tie(pairs: Pairs) -> bool:
         z = abs(float((a - b).mean())) / error if error else math.inf
         if not 1.5 < z < 2.5:
             return z < Z95
-    from evaluate.metrics.statistics import paired_bootstrap  # late: importing this package loads no metric
-
     return not paired_bootstrap(a, b, samples=RESAMPLES, seed=0, groups=groups).p_value <= 0.05

@@ -19,12 +19,12 @@ def as_numpy(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
-def check_matrix(x: np.ndarray, name: str) -> None:
+def check_matrix(x: Any, name: str) -> None:
     """Raises ValueError unless `x` is a two-dimensional array with at least one row and one column."""
     if x.ndim != 2:
-        raise ValueError(f"{name} must have two dimensions (items, values), got shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must be a matrix (items, values), got shape {tuple(x.shape)}")
     if x.shape[0] == 0 or x.shape[1] == 0:
-        raise ValueError(f"{name} is empty: shape {tuple(x.shape)}; at least one row and one column are needed")
+        raise ValueError(f"{name} are empty: shape {tuple(x.shape)}; at least one row and one column are needed")
 
 
 def check_finite(x: np.ndarray, name: str) -> None:
@@ -33,7 +33,7 @@ def check_finite(x: np.ndarray, name: str) -> None:
         return
     good = np.isfinite(x).reshape(len(x), -1).all(axis=1)
     if not good.all():
-        raise ValueError(f"{name} holds NaN or infinity, first in row {int(np.argmin(good))}")
+        raise ValueError(f"{name} hold NaN or infinity, first in row {int(np.argmin(good))}")
 
 
 def as_labels(labels: Any, count: int, name: str) -> np.ndarray:
@@ -42,13 +42,13 @@ def as_labels(labels: Any, count: int, name: str) -> np.ndarray:
     if array.ndim not in (1, 2):
         raise ValueError(f"{name} must be (n,) class indices or (n, C) zeros and ones, got shape {tuple(array.shape)}")
     if len(array) != count:
-        raise ValueError(f"{name} has {len(array)} entries for {count} items; one label row per item is needed")
+        raise ValueError(f"{name} have {len(array)} entries for {count} items; one label row per item is needed")
     if array.ndim == 2:
         return as_bits(array, name)
-    if array.dtype.kind not in "iub":
+    if array.size and array.dtype.kind not in "iub":
         raise ValueError(f"{name} must be integers, got {array.dtype}")
     if array.size and array.min() < 0:
-        raise ValueError(f"{name} holds {int(array.min())} in row {int(array.argmin())}; class indices start at 0")
+        raise ValueError(f"{name} hold {int(array.min())} in row {int(array.argmin())}; class indices start at 0")
     return array.astype(np.int64, copy=False)
 
 

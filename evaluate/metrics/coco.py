@@ -78,13 +78,21 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 def _evaluate(truth: dict, found: list[Annotation], iou_type: str) -> COCOeval_faster:
-    reference = COCO(truth)
     # The evaluator needs one result at least: an empty box at score 0 matches nothing, so AP is 0 with ground truth.
     found = found or _placeholder(truth, iou_type)
-    evaluator = COCOeval_faster(reference, reference.loadRes(found), iouType=iou_type, extra_calc=False)
+    results = {key: truth[key] for key in ("images", "categories")} | {"annotations": found}
+    for number, (detection, area) in enumerate(zip(found, _areas(found, iou_type), strict=True), start=1):
+        detection |= {"id": number, "area": area, "iscrowd": 0}
+    evaluator = COCOeval_faster(COCO(truth), COCO(results), iouType=iou_type, extra_calc=False)
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator
+
+
+def _areas(found: list[Annotation], iou_type: str) -> list[float]:
+    if iou_type == "bbox":
+        return [width * height for _, _, width, height in (detection["bbox"] for detection in found)]
+    return [float(area) for area in mask_utils.area([detection["segmentation"] for detection in found])]
 
 
 def _placeholder(truth: dict, iou_type: str) -> list[Annotation]:
@@ -108,9 +116,8 @@ def _read_truth(path: str | Path, iou_type: str, class_agnostic: bool) -> dict:
     for number, annotation in enumerate(truth["annotations"], start=1):
         if FIELDS[iou_type] not in annotation:
             raise ValueError(f"annotation {annotation['id']} of {path} has no {FIELDS[iou_type]}: {iou_type} needs it")
-        annotation["id"] = (
-            number  # the matching marks "unmatched" with 0 and keys by id, so ids must be unique and positive
-        )
+        # The matching looks annotations up by id and marks "unmatched" with 0: ids must be unique and positive.
+        annotation["id"] = number
         annotation.setdefault("iscrowd", 0)
         if class_agnostic:
             annotation["category_id"] = 1

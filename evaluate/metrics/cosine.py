@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import njit, prange
 from torch import Tensor
 
-ROWS_AT_ONCE = 16_384
+from evaluate.metrics.arrays import as_numpy, check_matrix
+
 SCORES_AT_ONCE = 8_000_000  # one block of float32 scores fills about 32 MB: a cache, not the memory
 
 
@@ -20,28 +22,49 @@ def unit_rows(features: Any, name: str) -> Tensor:
     A zero row stays zero, so its cosine to everything is 0; one warning tells how many there are. Raises ValueError for
     an empty or non-2-D input and for NaN or infinity, naming the first such row.
     """
-    if not isinstance(features, Tensor):
-        features = np.asarray(features)
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"{name} must be a non-empty (items, width) matrix, got shape {tuple(features.shape)}")
-    out, zeros = None, 0
-    for start in range(0, len(features), ROWS_AT_ONCE):
-        rows = features[start : start + ROWS_AT_ONCE]
-        # Double precision makes the unit row the correctly rounded one, whatever the order of summation.
-        rows = rows.detach().double() if isinstance(rows, Tensor) else torch.from_numpy(rows.astype(np.float64))
-        lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        finite = torch.isfinite(lengths[:, 0])
-        if not finite.all():
-            raise ValueError(f"{name} hold NaN or infinity, first in row {start + int(torch.argmin(finite.int()))}")
-        zero = lengths == 0
-        zeros += int(zero.sum())
-        if out is None:
-            out = torch.empty(features.shape, dtype=torch.float32, device=rows.device)
-        out[start : start + len(rows)] = rows / lengths.masked_fill_(zero, 1.0)
-    assert out is not None
+    values = features if isinstance(features, Tensor) and features.device.type != "cpu" else as_numpy(features)
+    check_matrix(values, name)
+    if isinstance(values, Tensor):
+        out, lengths = unit_rows_torch(values)
+    else:
+        if values.dtype not in (np.float32, np.float64):
+            values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
+        unit, norms = np.empty(values.shape, np.float32), np.empty(len(values))
+        normalise(np.ascontiguousarray(values), unit, norms)
+        out, lengths = torch.from_numpy(unit), torch.from_numpy(norms)
+    finite = torch.isfinite(lengths)
+    if not finite.all():
+        raise ValueError(f"{name} hold NaN or infinity, first in row {int(torch.argmin(finite.int()))}")
+    zeros = int((lengths == 0).sum())
     if zeros:
-        warnings.warn(f"{name} hold {zeros} zero vectors; their cosine to everything is 0", stacklevel=3)
+        warnings.warn(f"{name} hold {zeros} zero vectors; their cosine to everything is 0", stacklevel=2)
     return out
+
+
+@njit(cache=True, parallel=True)
+def normalise(rows, out, lengths):
+    """Write unit rows and lengths; double precision makes them the correctly rounded ones in any order of summation."""
+    for i in prange(len(rows)):
+        total = 0.0
+        for value in rows[i]:
+            total += np.float64(value) * np.float64(value)
+        lengths[i] = np.sqrt(total)
+        scale = lengths[i] if lengths[i] > 0.0 else 1.0
+        for j in range(rows.shape[1]):
+            out[i, j] = np.float64(rows[i, j]) / scale
+
+
+def unit_rows_torch(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit rows float32 and lengths float64 in torch operations, for a GPU."""
+    out = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+    lengths = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    step = max(1, 50_000_000 // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        exact = rows[part].detach().double()
+        lengths[part] = exact.norm(dim=1)
+        out[part] = exact / torch.where(lengths[part] > 0, lengths[part], 1.0)[:, None]
+    return out, lengths
 
 
 def unit_pair(queries: Any, database: Any, query_name: str, database_name: str) -> tuple[Tensor, Tensor]:
@@ -92,19 +115,29 @@ def full_precision_product(a: Tensor, b: Tensor) -> Tensor:
 
 def duplicate_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of rows that repeat an earlier row, and the index of the first copy of each; two (c,) int64 tensors."""
-    # A random projection in wrapping 64-bit integers: equal rows collide for certain, others with chance 2^-64 or so.
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator).mul_(2).add_(1).to(rows.device)
-    digest = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        words = (rows[start : start + ROWS_AT_ONCE] + 0.0).view(torch.int32).to(torch.int64)  # + 0.0 removes -0.0
-        digest[start : start + len(words)] = (words * weights).sum(dim=1)
+    # A random projection in wrapping 64-bit integers: equal rows collide for certain; others are compared below.
+    weights = np.random.default_rng(0).integers(-(2**62), 2**62, rows.shape[1]) * 2 + 1
+    if rows.device.type == "cpu":
+        digest = torch.empty(len(rows), dtype=torch.int64)
+        digest_rows(rows.numpy().view(np.int32), weights, digest.numpy())
+    else:
+        digest = torch.cat([(part.view(torch.int32) * torch.from_numpy(weights).to(part.device)).sum(1)
+                            for part in rows.split(max(1, 50_000_000 // rows.shape[1]))])  # fmt: skip
     _, inverse, counts = torch.unique(digest, return_inverse=True, return_counts=True)
-    if int(counts.max()) == 1:
-        empty = torch.empty(0, dtype=torch.int64, device=rows.device)
-        return empty, empty
     index = torch.arange(len(rows), device=rows.device)
-    first = torch.full((len(counts),), len(rows), device=rows.device).scatter_reduce_(0, inverse, index, "amin")[inverse]
+    first = torch.full((len(counts),), len(rows), device=rows.device).scatter_reduce_(0, inverse, index, "amin")[
+        inverse
+    ]
     copies = torch.nonzero(first != index)[:, 0]
     same = (rows[copies] == rows[first[copies]]).all(dim=1)
     return copies[same], first[copies[same]]
+
+
+@njit(cache=True, parallel=True)
+def digest_rows(words, weights, out):
+    """Weighted sum of the words of every row, modulo 2^64."""
+    for i in prange(len(words)):
+        total = np.int64(0)
+        for j in range(words.shape[1]):
+            total += np.int64(words[i, j]) * weights[j]
+        out[i] = total

@@ -15,7 +15,7 @@ BREAKDOWN = 1e-12  # a Lanczos step shorter than this (M has norm 1) has found a
 
 
 def second_smallest_eigenvectors(
-    product: Callable[[Tensor], Tensor], degrees: Tensor, *, tolerance: float = 1e-7, max_steps: int = 128
+    product: Callable[[Tensor], Tensor], degrees: Tensor, *, tolerance: float = 1e-6, max_steps: int = 128
 ) -> tuple[Tensor, Tensor]:
     """Generalised eigenvectors of (D - A) v = lambda D v that belong to the second smallest eigenvalue.
 
@@ -28,47 +28,52 @@ def second_smallest_eigenvectors(
     scale = degrees.rsqrt()[..., None]  # (B, n, 1)
     trivial = _unit(degrees.sqrt()[..., None])
 
-    def deflated(x: Tensor) -> Tensor:
-        image = scale * product(scale * x)
-        return image - trivial * (trivial.mT @ image)
+    def normalised(x: Tensor) -> Tensor:  # M x
+        return scale * product(scale * x)
 
-    leading, values, converged = _leading_vectors(deflated, degrees, tolerance, max_steps)
+    leading, values, converged = _leading_vectors(normalised, trivial, tolerance, max_steps)
     if not converged.all():
-        leading, values = _dense(deflated, trivial, leading, values, ~converged)
+        leading, values = _dense(normalised, trivial, leading, values, ~converged)
     return scale[..., 0] * leading, 1 - values
 
 
 def _leading_vectors(
-    apply: Callable[[Tensor], Tensor], degrees: Tensor, tolerance: float, max_steps: int
+    apply: Callable[[Tensor], Tensor], trivial: Tensor, tolerance: float, max_steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lanczos with full re-orthogonalisation; returns vectors (B, n), values (B,) and which graphs converged (B,)."""
-    graphs, n = degrees.shape
+    graphs, n, _ = trivial.shape
     steps = min(max_steps, n - 1)
-    basis = degrees.new_empty(graphs, steps, n)  # rows are the Lanczos vectors
-    diagonal, off_diagonal = degrees.new_zeros(2, graphs, steps)
-    vectors, values = torch.zeros_like(degrees), degrees.new_zeros(graphs)
-    converged = torch.zeros(graphs, dtype=torch.bool, device=degrees.device)
+    basis = trivial.new_empty(graphs, steps + 1, n)  # rows: the known vector, then the Lanczos vectors
+    basis[:, 0] = trivial[..., 0]
+    diagonal, off_diagonal = trivial.new_zeros(2, graphs, steps)
+    vectors, values = torch.zeros_like(trivial[..., 0]), trivial.new_zeros(graphs)
+    converged = torch.zeros(graphs, dtype=torch.bool, device=trivial.device)
     # Starting inside the range of A makes equal rows start, and so stay, equal.
-    q = _unit(apply(_scattered(degrees)))
+    q = _unit(_without(apply(_scattered(trivial)), basis[:, :1]))
     for k in range(steps):
-        basis[:, k] = q[..., 0]
+        basis[:, k + 1] = q[..., 0]
         w = apply(q)
         diagonal[:, k] = (q.mT @ w)[:, 0, 0]
-        known = basis[:, : k + 1]
-        for _ in range(2):  # twice is enough to keep the basis orthogonal to rounding
-            w = w - known.mT @ (known @ w)
+        w = _without(w, basis[:, : k + 2])
         length = _length(w)
         off_diagonal[:, k] = length[:, 0, 0]
         if k % 2 == 0 or k == steps - 1:
             coefficients, theta, done = _ritz(diagonal[:, : k + 1], off_diagonal[:, : k + 1], tolerance)
             new = done & ~converged
-            vectors[new] = (coefficients[new, None] @ known[new])[:, 0]
+            vectors[new] = (coefficients[new, None] @ basis[new, 1 : k + 2])[:, 0]
             values[new] = theta[new]
             converged |= new
             if converged.all():
                 break
         q = w / length.clamp(min=BREAKDOWN)
     return vectors, values, converged
+
+
+def _without(w: Tensor, basis: Tensor) -> Tensor:
+    """w (B, n, 1) minus its part in the span of the basis rows (B, k, n); done twice, which reaches rounding."""
+    for _ in range(2):
+        w = w - basis.mT @ (basis @ w)
+    return w
 
 
 def _ritz(diagonal: Tensor, off_diagonal: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,7 +84,8 @@ def _ritz(diagonal: Tensor, off_diagonal: Tensor, tolerance: float) -> tuple[Ten
     residual = off_diagonal[:, -1] * coefficients[:, -1, -1].abs()
     gap = theta[:, -1] - theta[:, -2] if theta.shape[1] > 1 else torch.zeros_like(residual)
     done = (residual <= tolerance * gap) | (off_diagonal[:, -1] <= BREAKDOWN)
-    return coefficients[..., -1], theta[:, -1], done
+    # The basis spans the range of A alone, so a leading value of 0 or less may hide a vector outside of it.
+    return coefficients[..., -1], theta[:, -1], done & (theta[:, -1] > BREAKDOWN)
 
 
 def _dense(
@@ -87,18 +93,18 @@ def _dense(
 ) -> tuple[Tensor, Tensor]:
     n = vectors.shape[1]
     identity = torch.eye(n, dtype=vectors.dtype, device=vectors.device).expand(len(vectors), n, n)
-    # Deflation leaves the known vector at eigenvalue 0; -2 puts it below everything that M, of norm 1, can have.
-    matrix = apply(identity) - 2 * trivial @ trivial.mT
+    # The known vector has eigenvalue 1; -3 moves it to -2, below everything that M, of norm 1, can have.
+    matrix = apply(identity) - 3 * trivial @ trivial.mT
     theta, full = torch.linalg.eigh((matrix + matrix.mT)[which] / 2)
     vectors, values = vectors.clone(), values.clone()
     vectors[which], values[which] = full[..., -1], theta[:, -1]
     return vectors, values
 
 
-def _scattered(degrees: Tensor) -> Tensor:
+def _scattered(like: Tensor) -> Tensor:
     """A fixed start vector without symmetry, the same on every device: multiples of the golden ratio mod 1."""
-    index = torch.arange(1, degrees.shape[1] + 1, dtype=degrees.dtype, device=degrees.device)
-    return (torch.frac(index * 0.6180339887498949) - 0.5).expand_as(degrees)[..., None]
+    index = torch.arange(1, like.shape[1] + 1, dtype=like.dtype, device=like.device)
+    return (torch.frac(index * 0.6180339887498949) - 0.5)[:, None].expand_as(like)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Exact nearest neighbours by cosine, and the weighted k-NN vote of the DINO protocol (Caron et al. 2021; Wu et al. 2018).
+"""Exact nearest neighbours by cosine, and the weighted k-NN vote of the DINO protocol (Wu 2018; Caron 2021).
 
-Similarity = the dot product of float32 unit rows, summed in float64 and rounded to float32; equal similarity goes to the
-lower training index. A fast product (bfloat16 where the processor has it, else float32) only proposes: every row
+Similarity = the dot product of float32 unit rows, summed in float64 and rounded to float32; equal similarity goes to
+the lower training index. A fast product (bfloat16 where the processor has it, else float32) only proposes: every row
 whose proposed score lies within twice the error bound of the k-th best is scored again exactly, so nothing is lost.
 """
 
@@ -20,6 +20,7 @@ from evaluate.metrics.cosine import full_precision_product, unit_pair
 
 CPU_QUERIES = 128  # per block: its scores of 50,000 rows stay in the last-level cache
 GPU_SCORES = 200_000_000  # float32 scores held on a GPU at a time: 800 MB
+GPU_VALUES = 12_500_000  # products in float64 held on a GPU at a time: 100 MB
 SPARE = 64  # extra proposals per query on a GPU
 
 
@@ -44,22 +45,20 @@ def knn_classify(
 ) -> dict[int, Votes]:
     """Weighted k-NN accuracy for every k of `ks` from one search.
 
-    Features (n, d) and (m, d), normalised here; labels are class indices. A class scores the sum of exp(cosine / T) over its
-    neighbours; equal scores go to the lower class. Returns {k: {"top1", "top5", "top5_voted", "predictions"}}: fractions, and
-    predicted classes (m,) int64. Top-5 means top-min(5, k); in `top5_voted` a class without a vote is never correct.
-    `num_classes` is the largest training label + 1 unless given.
+    Features (n, d) and (m, d), normalised here; labels are class indices. A class scores the sum of exp(cosine / T)
+    over its neighbours; equal scores go to the lower class. Returns {k: {"top1", "top5", "top5_voted", "predictions"}}:
+    fractions, and predicted classes (m,) int64. Top-5 means top-min(5, k); in `top5_voted` a class without a vote is
+    never correct. `num_classes` is the largest training label + 1 unless given.
 
     Raises ValueError for NaN, empty sets, unequal widths or lengths, labels outside 0..C-1, k outside 1..n, and T <= 0.
     """
     wanted = sorted({int(k) for k in ([ks] if isinstance(ks, int) else ks)})
-    if not wanted:
-        raise ValueError("ks is empty; give at least one number of neighbours")
+    if not wanted or wanted[0] < 1:
+        raise ValueError(f"ks={wanted}: at least one number of neighbours is needed, each at least 1")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be positive")
     labels = class_indices(train_labels, len(train), "training labels")
     truth = class_indices(test_labels, len(test), "test labels")
-    for k in wanted:
-        check_neighbours(k, len(labels))
     classes = int(labels.max(initial=0)) + 1 if num_classes is None else num_classes
     for name, values in (("training labels", labels), ("test labels", truth)):
         if values.max(initial=0) >= classes:
@@ -91,19 +90,14 @@ def class_indices(labels: Any, count: int, name: str) -> np.ndarray:
     return array
 
 
-def check_neighbours(k: int, rows: int) -> None:
-    """Raises ValueError for k outside 1..n."""
-    if not 1 <= k <= rows:
-        raise ValueError(f"k={k} is outside 1..{rows}, the number of training rows")
-
-
 def knn_search(train: Any, test: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar training rows of each test row: cosines (m, k) float32 descending, and indices (m, k) int64.
 
     Raises ValueError for NaN, empty sets, unequal widths and k outside 1..n.
     """
     queries, rows = unit_pair(test, train, "test features", "training features")
-    check_neighbours(k, len(rows))
+    if not 1 <= k <= len(rows):
+        raise ValueError(f"k={k} is outside 1..{len(rows)}, the number of training rows")
     if rows.device.type != "cpu":
         return search_torch(rows, queries, k)
     return search_cpu(rows.numpy(), queries.numpy(), k, prefilter=has_bfloat16())
@@ -130,7 +124,7 @@ def propose_bfloat16(rows, queries, k, scores, indices, places) -> np.ndarray:
     """Search by bfloat16 proposals; True per query that is done, False where too many rows are too alike to tell."""
     x, y = torch.from_numpy(queries), torch.from_numpy(rows)
     small_x, small_y = x.bfloat16(), y.bfloat16()
-    # |x.y - x'.y'| <= |x - x'||y| + |x'||y - y'| (Cauchy-Schwarz). Summing and rounding the result add the last two terms.
+    # |x.y - x'.y'| <= |x - x'||y| + |x'||y - y'| (Cauchy-Schwarz); summing and rounding the result add the rest.
     error = (x - small_x.float()).norm(dim=1) + 1.01 * (y - small_y.float()).norm(dim=1).max()
     slack = (error + rows.shape[1] * 2.0**-23 + 2.0**-8).numpy()
 
@@ -164,30 +158,35 @@ def refine_blocks(product, rows, queries, slack, scores, indices, places) -> np.
 
 
 def search_torch(rows: Tensor, queries: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """`knn_search` in torch operations, for a GPU: float32 proposals, exact second scoring, full search where in doubt."""
+    """`knn_search` in torch, for a GPU: float32 proposals, exact second scoring, and a full search where in doubt."""
     proposals = min(k + SPARE, len(rows))
     slack = (rows.shape[1] + 2) * 2.0**-23
     scores, indices = [], []
     for block in queries.split(max(1, GPU_SCORES // len(rows))):
         proposed, candidates = full_precision_product(block, rows).topk(proposals, dim=1)
-        exact, best = rescore(rows, block, candidates, k)
+        candidates = candidates.sort(dim=1).values
+        exact, best = best_of(exact_candidates(rows, block, candidates), candidates, k)
         # A row that was not proposed scores at most the last proposal plus the error of both products.
         doubtful = exact[:, -1] <= proposed[:, -1] + 2 * slack if proposals < len(rows) else exact[:, -1] > 2
         for i in torch.nonzero(doubtful)[:, 0].tolist():
-            everything = torch.arange(len(rows), device=rows.device)[None]
-            exact[i : i + 1], best[i : i + 1] = rescore(rows, block[i : i + 1], everything, k)
+            parts = rows.split(max(1, GPU_VALUES // rows.shape[1]))
+            scores_i = torch.cat([(part.double() * block[i].double()).sum(dim=1).float() for part in parts])
+            exact[i], best[i] = (
+                x[0] for x in best_of(scores_i[None], torch.arange(len(rows), device=rows.device)[None], k)
+            )
         scores.append(exact.cpu())
         indices.append(best.cpu())
     return torch.cat(scores).numpy(), torch.cat(indices).numpy()
 
 
-def rescore(rows: Tensor, queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of candidates (q, c): float64 sums rounded to float32, ties to the lower index."""
-    candidates = candidates.sort(dim=1).values
-    exact = torch.empty(candidates.shape, dtype=torch.float32, device=rows.device)
-    step = max(1, GPU_SCORES // 16 // (candidates.shape[1] * rows.shape[1]))
-    for i in range(0, len(queries), step):
-        products = rows[candidates[i : i + step]].double() * queries[i : i + step, None].double()
-        exact[i : i + step] = products.sum(dim=2).float()
+def exact_candidates(rows: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+    """Cosines (q, c) of candidate rows, summed in float64 and rounded to float32."""
+    step = max(1, GPU_VALUES // (candidates.shape[1] * rows.shape[1]))
+    chosen = zip(queries.split(step), candidates.split(step), strict=True)
+    return torch.cat([(rows[c].double() * q[:, None].double()).sum(dim=2).float() for q, c in chosen])
+
+
+def best_of(exact: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best scores and their rows; candidates (q, c) ascend, so a stable sort leaves ties to the lower index."""
     best, order = exact.sort(dim=1, descending=True, stable=True)
     return best[:, :k], candidates.gather(1, order[:, :k])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from evaluate.metrics.ranking_kernels import rank_key
+from evaluate.metrics.ranking_kernels import LOW_WORD, rank_key, sort_keys
 
-WIDTH = 32  # scores whose maximum is taken together
+TEETH = 32  # scores whose maximum is taken together
 CAPACITY = 2_048  # candidates scored again before a query is given back
 
 
@@ -20,7 +20,7 @@ def exact_dot(a, b):
     return np.float32(total)
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def order(word, shift):
     """The bits of a float, a signed integer of 32 - shift bits, as an int64 that grows with the value."""
     v = np.int64(word)
@@ -37,26 +37,49 @@ def lowered(key, shift, slack, box):
 
 
 @njit(cache=True)
-def block_maxima(words, width, maxima):
-    """Largest signed integer in every run of `width` words."""
-    n = len(words)
-    for b in range(len(maxima)):
-        start = b * width
-        top = words[start]
-        for j in range(start + 1, min(start + width, n)):
-            top = max(top, words[j])
-        maxima[b] = top
+def select(values, n, place):
+    """The value at `place` (0: smallest) of values[:n] in sorted order; smaller ones are moved before it (Hoare)."""
+    low, high = 0, n - 1
+    while low < high:
+        pivot, i, j = values[(low + high) // 2], low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if place <= j:
+            high = j
+        elif place >= i:
+            low = i
+        else:
+            break
+    return values[place]
 
 
 @njit(cache=True)
-def candidates_above(words, shift, width, maxima, threshold, found, keys):
+def comb_maxima(words, maxima):
+    """Largest signed integer among words[b], words[b + B], words[b + 2 B] ... for each of the B maxima."""
+    combs, n = len(maxima), len(words)
+    maxima[:] = words[:combs]
+    for start in range(combs, n, combs):
+        # Neighbouring combs advance together, which compiles to one vector instruction for many of them.
+        for b in range(min(combs, n - start)):
+            maxima[b] = max(maxima[b], words[start + b])
+
+
+@njit(cache=True)
+def candidates_above(words, shift, maxima, threshold, found, keys):
     """Write index and key of every word at or above `threshold`; returns how many, or -1 when they do not fit."""
     count = 0
     for b in range(len(maxima)):
-        # A run without a positive score has no ordered maximum: signed integers order negative floats backwards.
+        # A comb without a positive score has no ordered maximum: signed integers order negative floats backwards.
         if maxima[b] >= 0 and np.int64(maxima[b]) < threshold or maxima[b] < 0 and threshold >= 0:
             continue
-        for j in range(b * width, min((b + 1) * width, len(words))):
+        for j in range(b, len(words), len(maxima)):
             key = order(words[j], shift)
             if key >= threshold:
                 if count == len(found):
@@ -76,39 +99,41 @@ def refine(proposed, rows, queries, slack, scores, indices, places, done):
     """
     n, k = proposed.shape[1], scores.shape[1]
     shift = 32 - 8 * proposed.itemsize
-    width = WIDTH
-    while (n + width - 1) // width < k:
-        width //= 2
+    combs = max(k, n // TEETH)
     for i in prange(len(proposed)):
         words, box = proposed[i], np.empty(1, np.float32)
-        maxima = np.empty((n + width - 1) // width, proposed.dtype)
-        block_maxima(words, width, maxima)
-        # k runs reach the k-th largest maximum, so the k-th best score is no lower.
-        bar = np.int64(np.partition(maxima, len(maxima) - k)[len(maxima) - k])
+        maxima = np.empty(combs, proposed.dtype)
+        comb_maxima(words, maxima)
+        # k combs reach the k-th largest maximum, so the k-th best score is no lower.
+        tops = np.empty(combs, np.int64)
+        for b in range(combs):
+            tops[b] = maxima[b]
+        bar = select(tops, combs, combs - k)
         if bar < 0:
             continue
         found, keys = np.empty(CAPACITY + 8 * k, np.int64), np.empty(CAPACITY + 8 * k, np.int64)
         threshold = lowered(bar, shift, 2.0 * slack[i], box)
-        count = candidates_above(words, shift, width, maxima, threshold, found, keys)
+        count = candidates_above(words, shift, maxima, threshold, found, keys)
         if count < 0:
             continue
-        bar = lowered(np.partition(keys[:count], count - k)[count - k], shift, 2.0 * slack[i], box)
-        ranked, kept = np.empty(count, np.uint64), 0
+        tops = keys[:count].copy()
+        bar = lowered(select(tops, count, count - k), shift, 2.0 * slack[i], box)
+        ranked, kept = np.empty(count, np.int64), 0
         for c in range(count):
             if keys[c] >= bar:
                 box[0] = exact_dot(rows[found[c]], queries[i])
                 ranked[kept] = rank_key(box.view(np.uint32)[0], found[c])
                 kept += 1
-        write_best(ranked[:kept], rows, queries[i], scores[places[i]], indices[places[i]])
+        write_best(ranked, kept, rows, queries[i], scores[places[i]], indices[places[i]])
         done[i] = True
 
 
 @njit(cache=True)
-def write_best(ranked, rows, query, scores, indices):
-    """Sort packed rank keys and write the first k cosines and indices."""
-    ranked.sort()
+def write_best(ranked, n, rows, query, scores, indices):
+    """Sort the first n packed rank keys and write the first k cosines and indices."""
+    sort_keys(ranked, n)
     for c in range(len(scores)):
-        indices[c] = np.int64(ranked[c] & np.uint64(0xFFFFFFFF))
+        indices[c] = ranked[c] & LOW_WORD
         scores[c] = exact_dot(rows[indices[c]], query)
 
 
@@ -117,18 +142,18 @@ def search_exhaustively(rows, queries, todo, scores, indices):
     """Exact k nearest rows of queries[todo] by scoring every row."""
     for t in prange(len(todo)):
         i = todo[t]
-        box, ranked = np.empty(1, np.float32), np.empty(len(rows), np.uint64)
+        box, ranked = np.empty(1, np.float32), np.empty(len(rows), np.int64)
         for j in range(len(rows)):
             box[0] = exact_dot(rows[j], queries[i])
             ranked[j] = rank_key(box.view(np.uint32)[0], j)
         k = scores.shape[1]
-        best = np.partition(ranked, k - 1)[:k]
-        write_best(best, rows, queries[i], scores[i], indices[i])
+        select(ranked, len(ranked), k - 1)
+        write_best(ranked, k, rows, queries[i], scores[i], indices[i])
 
 
 @njit(cache=True, parallel=True)
 def vote(scores, neighbour_labels, truth, ks, temperature, classes, predictions, places, voted):
-    """Weighted votes for ascending ks: winning class, place of the true class (0 = first), and whether it was voted for."""
+    """Weighted votes for ascending ks: winning class, place of the true class (0 = first), and if it has a vote."""
     for i in prange(len(truth)):
         totals, has_vote = np.zeros(classes), np.zeros(classes, np.bool_)
         used, t = 0, truth[i]

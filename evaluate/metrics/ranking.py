@@ -8,7 +8,7 @@ group. `group`: the items of a tied group enter together, as in scikit-learn. On
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -151,7 +151,9 @@ class Relevance:
             outside = (self.skips < 0) | (self.skips >= len(database))
             if outside.any():
                 row = int(np.argmax(outside))
-                raise ValueError(f"self_index[{row}] is {self.skips[row]}; the database has rows 0..{len(database) - 1}")
+                raise ValueError(
+                    f"self_index[{row}] is {self.skips[row]}; the database has rows 0..{len(database) - 1}"
+                )
         if queries.ndim == 1:
             self.order = np.argsort(database, kind="stable")
             counts = np.bincount(database, minlength=1)
@@ -193,15 +195,12 @@ def blockwise_ap(
     count: int,
     k: int | None = None,
     denominator: Cut = "retrieved",
-    measure: Callable[[Tensor, int], Any] | None = None,
 ) -> np.ndarray:
     """AP (count,) over blocks of (first query, float32 scores (rows, N)), ties by index."""
     out = np.empty(count)
     for start, scores in blocks:
         rows = slice(start, start + len(scores))
-        if measure is not None:
-            out[rows] = measure(scores, start)
-        elif scores.device.type == "cpu" and k is None:
+        if scores.device.type == "cpu" and k is None:
             out[rows] = relevance.compiled_ap(scores.numpy(), start)
         else:
             out[rows] = as_numpy(block_ap(scores, relevance, start, k, denominator))
@@ -226,10 +225,7 @@ def sorted_ap(scores: Tensor, relevant: Tensor, ties: Ties, k: int | None, denom
     found = hits.cumsum(1)
     total = found[:, -1]
     rank = torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=torch.float64).expand_as(found)
-    if ties == "index":
-        gain = hits * found / rank
-    else:
-        gain = tied_gain(ranked, hits, found, rank, ties)
+    gain = hits * found / rank if ties == "index" else tied_gain(ranked, hits, found, rank, ties)
     if k is None:
         return gain.sum(1) / torch.where(total > 0, total, torch.nan)
     if denominator == "min":

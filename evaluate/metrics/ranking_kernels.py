@@ -12,10 +12,13 @@ from numba import njit, prange
 INDEX, AVERAGE, GROUP = 0, 1, 2
 TIES = {"index": INDEX, "average": AVERAGE, "group": GROUP}
 BITS = 11  # three passes of 11 bits cover a 32-bit key
+LOW_WORD = np.int64(0xFFFFFFFF)
+BLOCK = 1_024  # items whose intervals are computed together
+INTERVALS = 4_096  # two tables of these stay in the first-level cache
 COUNTING_SHARE = 16  # rank by counting when fewer than 1/16 of the database is relevant
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def descending_key(word):
     """The bits of a float32 as a uint32 that grows while the score falls; -0.0 equals 0.0."""
     word = np.uint32(0) if word == np.uint32(0x80000000) else word
@@ -23,36 +26,42 @@ def descending_key(word):
 
 
 @njit(cache=True)
-def radix_sort(a, b, n, histogram):
+def digit(value, place):
+    """Digit `place` (0 to 2) of the key in key << 1 | flag; unsigned, for a signed index costs a test of its sign."""
+    return (np.uint64(value) >> np.uint64(1 + BITS * place)) & np.uint64((1 << BITS) - 1)
+
+
+@njit(cache=True)
+def radix_sort(a, b, n, ends):
     """Sort a[:n], values key << 1 | flag, stably by their 32-bit keys with b as scratch; the result lies in b.
+
+    `ends` is a table of zeros (3, 2048) uint32.
 
     The flag takes no part: items of equal key must keep their order whether relevant or not.
     """
-    size, mask = np.int64(1 << BITS), np.int64((1 << BITS) - 1)
-    histogram[:] = 0
     for j in range(n):
-        v = np.int64(a[j])
-        histogram[0, (v >> 1) & mask] += 1
-        histogram[1, (v >> (1 + BITS)) & mask] += 1
-        histogram[2, v >> (1 + 2 * BITS)] += 1
-    for p in range(3):
-        total = np.int64(0)
-        for v in range(size):
-            count = histogram[p, v]
-            histogram[p, v] = total
+        ends[0, digit(a[j], 0)] += np.uint32(1)
+        ends[1, digit(a[j], 1)] += np.uint32(1)
+        ends[2, digit(a[j], 2)] += np.uint32(1)
+    for place in range(3):
+        total = np.uint32(0)
+        for v in range(1 << BITS):
+            count = ends[place, v]
+            ends[place, v] = total
             total += count
+    scatter(a, b, n, ends[0], 0)
+    scatter(b, a, n, ends[1], 1)
+    scatter(a, b, n, ends[2], 2)
+
+
+@njit(cache=True)
+def scatter(source, target, n, ends, place):
+    """One stable pass: move every value behind the values of smaller digit."""
     for j in range(n):
-        d = (np.int64(a[j]) >> 1) & mask
-        b[histogram[0, d]] = a[j]
-        histogram[0, d] += 1
-    for j in range(n):
-        d = (np.int64(b[j]) >> (1 + BITS)) & mask
-        a[histogram[1, d]] = b[j]
-        histogram[1, d] += 1
-    for j in range(n):
-        d = np.int64(a[j]) >> (1 + 2 * BITS)
-        b[histogram[2, d]] = a[j]
-        histogram[2, d] += 1
+        d = digit(source[j], place)
+        at = ends[d]
+        ends[d] = at + np.uint32(1)
+        target[at] = source[j]
 
 
 @njit(cache=True)
@@ -78,7 +87,7 @@ def sorted_ap(ranked, n, relevant, ties):
     return total / relevant
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def group_precision(ahead, n, found, r, ties):
     """Precision summed over the r relevant of a tied group of n, with `ahead` items, `found` relevant, before it.
 
@@ -95,11 +104,11 @@ def group_precision(ahead, n, found, r, ties):
 
 
 @njit(cache=True)
-def counted_ap(scores, members, skip, keys, ahead, starts):
+def counted_ap(scores, members, skip, keys, first, counts):
     """AP of one query from its few relevant items (`members`, ascending): how many items precede each, no sort of all.
 
-    The sorted keys of the relevant items are cut into equal score intervals; every item finds its interval by one
-    multiplication and then walks, so the pass over the database costs about one table look-up an item.
+    The score range of the relevant items is cut into equal intervals (0: above all, the last: below all). Items in an
+    interval without a relevant item are only counted; the few others find their place among its relevant items.
     """
     r, words = 0, scores.view(np.uint32)
     for m in members:
@@ -108,47 +117,87 @@ def counted_ap(scores, members, skip, keys, ahead, starts):
             r += 1
     if r == 0:
         return np.nan
-    keys[:r].sort()
-    top = np.float64(scores[keys[0] & np.uint64(0xFFFFFFFF)])
-    bottom = np.float64(scores[keys[r - 1] & np.uint64(0xFFFFFFFF)])
-    intervals = len(starts) - 1
-    scale = (intervals - 1) / (top - bottom) if top > bottom else 0.0
-    starts[:] = 0
+    sort_keys(keys, r)
+    top, bottom = scores[keys[0] & LOW_WORD], scores[keys[r - 1] & LOW_WORD]
+    last = len(counts) - 1
+    # Capped, so that 0 * scale stays 0 when all relevant items score the same.
+    scale = np.float32(min((last - 2) / max(np.float64(top - bottom), 1e-30), 1e30))
+    first[:] = 0
     for p in range(r):
-        starts[np.int64((top - scores[keys[p] & np.uint64(0xFFFFFFFF)]) * scale) + 1] += 1
-    for v in range(intervals):
-        starts[v + 1] += starts[v]
-    # ahead[p]: items after relevant item p - 1 and up to relevant item p, itself included, in ranking order.
-    ahead[: r + 1] = 0
-    for j in range(len(scores)):
-        s = np.float64(scores[j])
-        if s >= bottom:
-            p = np.int64(0)
-            if s <= top:
-                v = np.int64((top - s) * scale)
-                p, end, key = starts[v], starts[v + 1], rank_key(words[j], j)
-                while end - p > 8:
-                    middle = (p + end) // 2
-                    if keys[middle] < key:
-                        p = middle + 1
-                    else:
-                        end = middle
-                while p < end and keys[p] < key:
-                    p += 1
-            ahead[p] += 1
-    if skip >= 0 and scores[skip] >= bottom:
-        ahead[np.searchsorted(keys[:r], rank_key(words[skip], skip))] -= 1
-    total, rank = 0.0, np.int64(0)
-    for p in range(r):
-        rank += ahead[p]
-        total += (p + 1) / rank
+        first[interval(scores[keys[p] & LOW_WORD], top, scale, last) + 1] += 1
+    for v in range(last + 1):
+        first[v + 1] += first[v]
+    counts[:] = 0
+    ahead = np.zeros(r + 1, np.int64)
+    places = np.empty(BLOCK, np.int32)
+    for start in range(0, len(scores), BLOCK):
+        size = min(BLOCK, len(scores) - start)
+        part = scores[start : start + size]
+        for j in range(size):
+            places[j] = interval(part[j], top, scale, last)
+        for j in range(size):
+            v = places[j]
+            if first[v] == first[v + 1]:
+                counts[v] += 1
+            else:
+                ahead[place_in(keys, first[v], first[v + 1], rank_key(words[start + j], start + j))] += 1
+    if skip >= 0:
+        v = interval(scores[skip], top, scale, last)
+        if first[v] == first[v + 1]:
+            counts[v] -= 1
+        else:
+            ahead[place_in(keys, first[v], first[v + 1], rank_key(words[skip], skip))] -= 1
+    total, rank, p = 0.0, np.int64(0), 0
+    for v in range(last):
+        rank += counts[v]
+        while p < first[v + 1]:
+            rank += ahead[p]
+            p += 1
+            total += p / rank
     return total / r
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
+def interval(score, top, scale, last):
+    """Interval of a score: 0 above `top`, 1 from `top` on, `last` below all; never decreases as the score falls."""
+    x = (top - score) * scale + np.float32(1)
+    # Written as selections, for min and max mind NaN and would not become vector instructions.
+    x = x if x > np.float32(0) else np.float32(0)
+    return np.int32(x if x < np.float32(last) else np.float32(last))
+
+
+@njit(cache=True)
+def place_in(keys, p, end, key):
+    """How many of the sorted keys lie before `key`, which is known to fall between places p and end."""
+    while end - p > 8:
+        middle = (p + end) // 2
+        if keys[middle] < key:
+            p = middle + 1
+        else:
+            end = middle
+    while p < end and keys[p] < key:
+        p += 1
+    return p
+
+
+@njit(cache=True)
 def rank_key(word, index):
-    """One integer that sorts by descending score, then by ascending index."""
-    return (np.uint64(descending_key(word)) << np.uint64(32)) | np.uint64(index)
+    """One int64 that sorts by descending score, then by ascending index; its low 32 bits are the index."""
+    return ((np.int64(descending_key(word)) - np.int64(1 << 31)) << np.int64(32)) | np.int64(index)
+
+
+@njit(cache=True)
+def sort_keys(keys, n):
+    """Sort keys[:n] ascending (Shell); numba's own sort takes seconds to compile for every type and caller."""
+    gap = n // 2
+    while gap > 0:
+        for i in range(gap, n):
+            key, j = keys[i], i
+            while j >= gap and keys[j - gap] > key:
+                keys[j] = keys[j - gap]
+                j -= gap
+            keys[j] = key
+        gap = gap * 5 // 11 if gap > 2 else gap // 2
 
 
 @njit(cache=True, parallel=True)
@@ -162,11 +211,9 @@ def single_label_ap(scores, labels, skips, order, offsets, out):
             members = order[offsets[c] : offsets[c + 1]]
             r = len(members)
             if r * COUNTING_SHARE < n:
-                intervals = 64
-                while intervals < 4 * r:
-                    intervals *= 2
-                keys, ahead = np.empty(r, np.uint64), np.empty(r + 1, np.int64)
-                out[i] = counted_ap(scores[i], members, skips[i], keys, ahead, np.empty(intervals + 1, np.int64))
+                intervals = max(INTERVALS, 4 * r)
+                keys, counts = np.empty(r, np.int64), np.empty(intervals, np.int32)
+                out[i] = counted_ap(scores[i], members, skips[i], keys, np.empty(intervals + 1, np.int32), counts)
             else:
                 flags = np.zeros(n, np.uint8)
                 flags[members] = 1
@@ -178,14 +225,11 @@ def multi_label_ap(scores, query_sets, database_sets, skips, out):
     """AP (ties by index) per row; class sets are bit sets, (Q, W) and (W, N) uint64."""
     for i in prange(scores.shape[0]):
         n = scores.shape[1]
-        shared = np.zeros(n, np.uint64)
+        flags = np.zeros(n, np.uint8)
         for w in range(query_sets.shape[1]):
             chosen = query_sets[i, w]
             for j in range(n):
-                shared[j] |= chosen & database_sets[w, j]
-        flags = np.empty(n, np.uint8)
-        for j in range(n):
-            flags[j] = shared[j] != 0
+                flags[j] |= (chosen & database_sets[w, j]) != 0
         out[i] = flagged_ap(scores[i], flags, skips[i], INDEX)
 
 
@@ -200,33 +244,18 @@ def ranking_rows_ap(scores, relevant, ties, out):
 def flagged_ap(scores, flags, skip, ties):
     """AP of one row of scores by a full stable sort; item `skip` is left out (-1: none)."""
     words = scores.view(np.uint32)
-    low, high, r = np.uint32(0xFFFFFFFF), np.uint32(0), np.int64(0)
+    packed, relevant = np.empty(len(words), np.uint64), np.int64(0)
     for j in range(len(words)):
-        key = descending_key(words[j])
-        low, high = min(low, key), max(high, key)
-        r += flags[j]
+        packed[j] = (np.uint64(descending_key(words[j])) << np.uint64(1)) | np.uint64(flags[j])
+        relevant += flags[j]
+    count = len(words)
     if skip >= 0:
-        r -= flags[skip]
-    if r == 0:
+        relevant -= flags[skip]
+        count -= 1
+        for j in range(skip, count):
+            packed[j] = packed[j + 1]
+    if relevant == 0:
         return np.nan
-    histogram = np.empty((3, 1 << BITS), np.int64)
-    if high - low < np.uint32(0x7FFFFFFF):
-        narrow, scratch = np.empty(len(words), np.uint32), np.empty(len(words), np.uint32)
-        count = pack_keys(words, flags, skip, low, narrow)
-        radix_sort(narrow, scratch, count, histogram)
-        return sorted_ap(scratch, count, r, ties)
-    wide, wide_scratch = np.empty(len(words), np.uint64), np.empty(len(words), np.uint64)
-    count = pack_keys(words, flags, skip, low, wide)
-    radix_sort(wide, wide_scratch, count, histogram)
-    return sorted_ap(wide_scratch, count, r, ties)
-
-
-@njit(cache=True)
-def pack_keys(words, flags, skip, low, packed):
-    """Write (key - low) << 1 | flag for every item but `skip`; returns how many."""
-    one, count = packed.dtype.type(1), 0
-    for j in range(len(words)):
-        if j != skip:
-            packed[count] = (packed.dtype.type(descending_key(words[j]) - low) << one) | packed.dtype.type(flags[j])
-            count += 1
-    return count
+    scratch = np.empty(count, np.uint64)
+    radix_sort(packed, scratch, count, np.zeros((3, 1 << BITS), np.uint32))
+    return sorted_ap(scratch, count, relevant, ties)

@@ -44,8 +44,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Bootstrap interval of the mean of `values` (n,); `groups` (n,) names the independent unit of each value.
 
-    Percentile interval with the levels widened to Student's t with (units - 1) degrees of freedom (Hesterberg 2015, "What
-    teachers should know about the bootstrap", expanded percentile), because the plain one is too narrow for few units.
+    Percentile interval with the levels widened to Student's t with (units - 1) degrees of freedom (the expanded
+    percentile of Hesterberg 2015), because the plain one is too narrow for few units.
     One unit has no spread to learn from: both ends are NaN. All values equal: the interval has no width; for
     accuracies near 0 or 1 use `wilson_interval`. Raises ValueError for infinite values and impossible settings.
     """
@@ -93,8 +93,8 @@ def paired_bootstrap(
 def permutation_test(a: Any, b: Any, *, samples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of mean(a) = mean(b) for paired values, by flipping the signs of the differences.
 
-    All 2^n sign patterns are used when there are no more than `samples` of them (the test is then exact), else random ones
-    with the add-one rule. Pairs with NaN are dropped; ValueError for unequal lengths, or when no pair is left.
+    All 2^n sign patterns are used when there are no more than `samples` of them (the test is then exact), else random
+    ones with the add-one rule. Pairs with NaN are dropped; ValueError for unequal lengths, or when no pair is left.
     """
     check_settings(samples, 0.5)
     left, right = paired(a, b)
@@ -141,9 +141,9 @@ def holm(p_values: Any) -> np.ndarray:
 
 
 def wilson_interval(correct: int, total: int, *, confidence: float = 0.95) -> Interval:
-    """Accuracy correct / total with Wilson's score interval, sound also at 0 and 1; ValueError unless 0 <= correct <= total.
+    """Accuracy correct / total with Wilson's score interval, which is sound also at 0 and 1 (Wilson 1927).
 
-    Wilson 1927.
+    Raises ValueError unless 0 <= correct <= total.
     """
     check_settings(1, confidence)
     if total < 1 or not 0 <= correct <= total:

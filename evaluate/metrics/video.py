@@ -20,6 +20,7 @@ VOID = 255
 BOUND_FRACTION = 0.008  # tolerance of a contour match, as a share of the image diagonal
 
 Mask = Any  # torch tensor or numpy array
+Frames = Sequence[Mask] | np.ndarray
 
 
 def region_similarity(truth: Mask, prediction: Mask, void: Mask | None = None) -> float:
@@ -92,7 +93,7 @@ class SequenceScores:
         return np.array([[sequence_statistics(row[1:-1]) for row in rows] for rows in zip(self.j, self.f, strict=True)])
 
 
-def evaluate_sequence(truth: Sequence[Mask], prediction: Sequence[Mask], *, name: str = "sequence") -> SequenceScores:
+def evaluate_sequence(truth: Frames, prediction: Frames, *, name: str = "sequence") -> SequenceScores:
     """Score the predicted label maps of one sequence against the annotation.
 
     truth, prediction: T label maps (H, W) of integers, 0 background, 1..K the objects; label 255 of the annotation is
@@ -177,7 +178,7 @@ def _equals(labels: np.ndarray, label: int) -> np.ndarray:
     return (labels == label).view(np.uint8)
 
 
-def _object_count(truth: Sequence[Mask], name: str) -> int:
+def _object_count(truth: Frames, name: str) -> int:
     first = as_numpy(truth[0]) if len(truth) else np.zeros((1, 1), dtype=np.uint8)
     objects = int(np.where(first == VOID, 0, first).max())
     if objects < 1:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluate.metrics.bit_graph import adjacency, neighbour_sums
 from evaluate.metrics.coco import encode_mask
 from evaluate.metrics.cosine import full_precision_product, unit_rows
 from evaluate.metrics.eigen import second_smallest_eigenvectors
@@ -71,15 +72,16 @@ def masks_to_detections(
 
 def _cut(features: Tensor, tau: float, eps: float, stages: int) -> Tensor:
     images, _, height, width = features.shape
-    joined = _joined_patches(features, tau)  # (N, n, n)
+    graphs = torch.stack([_graph(image.T, tau) for image in features.flatten(2)])
     masks = np.zeros((images, stages, height, width), dtype=bool)
-    live = torch.ones(joined.shape[:2], dtype=torch.float64, device=joined.device)
+    # A patch without features is joined to nothing, not even to itself, just as one that has been cut out.
+    live = (features.flatten(2) != 0).any(dim=1).double()  # (N, n)
     previous = np.zeros((images, height, width), dtype=bool)
     for stage in range(stages):
-        active = _has_second_eigenvector(joined, live).nonzero()[:, 0]
+        active = _has_second_eigenvector(graphs, live).nonzero()[:, 0]
         if len(active) == 0:
             break
-        vectors = _second_vectors(joined, live, active, eps)
+        vectors = _second_vectors(graphs, live, active, eps)
         for image, vector in zip(active.tolist(), vectors.cpu().numpy(), strict=True):
             mask = _object_side(vector.reshape(height, width))
             if stage > 0 and (_iou(mask, previous[image]) > SAME_MASK_IOU or mask.mean() <= SMALLEST_AREA):
@@ -90,39 +92,34 @@ def _cut(features: Tensor, tau: float, eps: float, stages: int) -> Tensor:
     return torch.from_numpy(masks)
 
 
-def _joined_patches(features: Tensor, tau: float) -> Tensor:
-    """Which pairs of patches have a cosine above tau, (N, n, n) float64 0/1; a zero vector joins nothing."""
-    graphs = []
-    for image in features.flatten(2):
-        rows = unit_rows(image.T, "features")
-        if rows.device.type == "cpu":
-            # numpy sees a product with the own transpose and computes one half of it, which also makes it symmetric.
-            graphs.append(torch.from_numpy((rows.numpy() @ rows.numpy().T > tau).astype(np.float64)))
-        else:
-            cosine = full_precision_product(rows, rows)
-            graphs.append((torch.maximum(cosine, cosine.T) > tau).double())
-    return torch.stack(graphs) if len(graphs) > 1 else graphs[0][None]
+def _graph(rows: Tensor, tau: float) -> Tensor:
+    """Adjacency of the patches (n, d) whose cosine exceeds tau."""
+    unit = unit_rows(rows, "features")
+    if unit.device.type == "cpu":
+        # numpy sees a product with the own transpose and computes one half of it, which also makes it symmetric.
+        return adjacency(torch.from_numpy(unit.numpy() @ unit.numpy().T), tau)
+    cosine = full_precision_product(unit, unit)
+    return adjacency(torch.maximum(cosine, cosine.T), tau)
 
 
-def _has_second_eigenvector(joined: Tensor, live: Tensor) -> Tensor:
+def _has_second_eigenvector(graphs: Tensor, live: Tensor) -> Tensor:
     """Whether a second vector stands out: some live pair is joined, but not every pair of patches.
 
     A single live patch also splits the graph uniquely. Returns (N,) boolean.
     """
-    n = joined.shape[1]
-    selves = (live * joined.diagonal(dim1=1, dim2=2)).sum(dim=1)
-    pairs = (live * (joined @ live[..., None])[..., 0]).sum(dim=1) - selves
-    return ((pairs > 0) | (selves == 1)) & (pairs < n * (n - 1))
+    n, count = live.shape[1], live.sum(dim=1)
+    pairs = (live * neighbour_sums(graphs, live[..., None])[..., 0]).sum(dim=1) - count
+    return ((pairs > 0) | (count == 1)) & (pairs < n * (n - 1))
 
 
-def _second_vectors(joined: Tensor, live: Tensor, active: Tensor, eps: float) -> Tensor:
+def _second_vectors(graphs: Tensor, live: Tensor, active: Tensor, eps: float) -> Tensor:
     """Second eigenvectors (len(active), n) of the graphs whose patches out of `live` are joined by eps alone."""
-    if len(active) < len(joined):
-        joined, live = joined[active], live[active]
+    if len(active) < len(graphs):
+        graphs, live = graphs[active], live[active]
     kept = live[..., None]
 
     def product(x: Tensor) -> Tensor:  # A = eps everywhere, 1 where two live patches are joined
-        return eps * x.sum(dim=1, keepdim=True) + (1 - eps) * (kept * (joined @ (kept * x)))
+        return eps * x.sum(dim=1, keepdim=True) + (1 - eps) * kept * neighbour_sums(graphs, kept * x)
 
     degrees = product(torch.ones_like(kept))[..., 0]
     return second_smallest_eigenvectors(product, degrees)[0]

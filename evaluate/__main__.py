@@ -1,0 +1,5 @@
+"""`python -m evaluate`: evaluate checkpoints on a suite (see `evaluate.run`)."""
+
+from evaluate.run import main
+
+main()

@@ -1,0 +1,244 @@
+"""Speed of the metrics against the usual routines, as ratios measured in one process: `python -m evaluate.bench`.
+
+Each row does the same work by the reference and by ours, first asserts that the results agree, then times the two in
+turn and keeps the best of five. Absolute times depend on the machine and its load; the ratios are what to compare. A
+row is one function that returns a `Comparison`; add yours to `ROWS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from evaluate.metrics import hamming_ap, knn_classify, retrieval_ap
+from evaluate.metrics.ranking import Relevance
+
+ROUNDS = 5
+
+
+class Comparison(NamedTuple):
+    """Two routines for the same work, and a check that raises AssertionError when their results differ."""
+
+    name: str
+    reference_name: str
+    reference: Callable[[], Any]
+    ours: Callable[[], Any]
+    check: Callable[[Any, Any], None]
+
+
+class Timing(NamedTuple):
+    """Best seconds of both routines over the rounds, and reference / ours."""
+
+    name: str
+    reference_name: str
+    reference_s: float
+    ours_s: float
+    ratio: float
+
+
+def clusters(count: int, width: int, classes: int, noise: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (count, width) float32 around class centres, which are the same for every seed, and labels (count,)."""
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count,), generator=g)
+    return F.normalize(centres[labels] + noise * torch.randn(count, width, generator=g)), labels
+
+
+def chunked_torch_knn(train, train_labels, test, k: int, temperature: float, classes: int) -> np.ndarray:
+    """Predicted classes by the published k-NN protocol in plain torch: chunks of 100 queries, topk, one-hot vote."""
+    out = []
+    for chunk in test.split(100):
+        similarity, index = (chunk @ train.T).topk(k, dim=1)
+        one_hot = F.one_hot(train_labels[index], classes).float()
+        votes = (one_hot * (similarity / temperature).exp()[..., None]).sum(dim=1)
+        out.append(votes.sort(dim=1, descending=True).indices[:, 0])
+    return torch.cat(out).numpy()
+
+
+def knn(quick: bool) -> Comparison:
+    """Weighted k-NN, k = 20, 1000 classes, 384 dimensions."""
+    train, labels = clusters(20_000 if quick else 50_000, 384, 1000, 3.5, seed=1)
+    test, truth = clusters(1_000 if quick else 5_000, 384, 1000, 3.5, seed=2)
+
+    def check(reference: np.ndarray, ours: dict) -> None:
+        same = (reference == ours[20]["predictions"]).mean()
+        assert same >= 0.998, f"only {same:.4f} of the predictions agree"
+
+    return Comparison(
+        f"k-NN, {len(test)} x {len(train)}",
+        "torch, chunks of 100, topk",
+        lambda: chunked_torch_knn(train, labels, test, 20, 0.07, 1000),
+        lambda: knn_classify(train, labels, test, truth, ks=[20], num_classes=1000),
+        check,
+    )
+
+
+def argsort_ap(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Average precision by numpy's default sort of every row."""
+    out = np.full(len(scores), np.nan)
+    for i, row in enumerate(scores):
+        rank = np.flatnonzero(relevant[i, np.argsort(-row)]) + 1
+        if len(rank):
+            out[i] = (np.arange(1, len(rank) + 1) / rank).mean()
+    return out
+
+
+def close(reference: np.ndarray, ours: np.ndarray) -> None:
+    """Equal up to the order of equal scores, which numpy's default sort leaves open."""
+    np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-5)
+
+
+def retrieval_inputs(quick: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, database and their class indices."""
+    database, database_labels = clusters(20_000 if quick else 50_000, 384, 1000, 3.5, seed=1)
+    queries, labels = clusters(100 if quick else 400, 384, 1000, 3.5, seed=2)
+    return queries, database, labels, database_labels
+
+
+def class_sets(count: int, seed: int) -> np.ndarray:
+    """Class sets (count, 80) of zeros and ones of uneven frequency, so that about a third of all pairs share one."""
+    g = np.random.default_rng(seed)
+    return (g.random((count, 80)) < 0.14 * np.random.default_rng(0).random(80)).astype(np.uint8)
+
+
+def mean_ap_single(quick: bool) -> Comparison:
+    """mAP@ALL from given scores, one class an image."""
+    queries, database, labels, database_labels = retrieval_inputs(quick)
+    scores = (queries @ database.T).numpy()
+    relevance = Relevance(labels.numpy(), database_labels.numpy())
+    relevant = (labels[:, None] == database_labels).numpy()
+    return Comparison(
+        f"mAP single-label, ranking only, {len(queries)} x {len(database)}",
+        "numpy argsort per query",
+        lambda: argsort_ap(scores, relevant),
+        lambda: relevance.compiled_ap(scores, 0),
+        close,
+    )
+
+
+def mean_ap_multi(quick: bool) -> Comparison:
+    """mAP@ALL from given scores, class sets."""
+    queries, database, _, _ = retrieval_inputs(quick)
+    scores = (queries @ database.T).numpy()
+    query_sets, database_sets = class_sets(len(queries), 3), class_sets(len(database), 4)
+    relevance = Relevance(query_sets, database_sets)
+    relevant = (query_sets.astype(np.float32) @ database_sets.T.astype(np.float32)) > 0
+    return Comparison(
+        f"mAP multi-label, ranking only, {len(queries)} x {len(database)}",
+        "numpy argsort per query, relevance given",
+        lambda: argsort_ap(scores, relevant),
+        lambda: relevance.compiled_ap(scores, 0),
+        close,
+    )
+
+
+def mean_ap_whole(quick: bool) -> Comparison:
+    """mAP@ALL from features to AP, one class an image."""
+    queries, database, labels, database_labels = retrieval_inputs(quick)
+
+    def reference() -> np.ndarray:
+        scores = (F.normalize(queries) @ F.normalize(database).T).numpy()
+        return argsort_ap(scores, (labels[:, None] == database_labels).numpy())
+
+    return Comparison(
+        f"mAP single-label, from features, {len(queries)} x {len(database)}",
+        "torch product, numpy argsort per query",
+        reference,
+        lambda: retrieval_ap(queries, database, labels, database_labels),
+        lambda reference, ours: np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-3),
+    )
+
+
+def hamming(quick: bool) -> Comparison:
+    """Hamming mAP of random 256-bit codes with ties by index, the rule that a stable sort gives."""
+    g = np.random.default_rng(0)
+    database = g.integers(0, 2, (20_000 if quick else 50_000, 256), dtype=np.uint8)
+    queries = g.integers(0, 2, (20 if quick else 50, 256), dtype=np.uint8)
+    labels, database_labels = g.integers(0, 1000, len(queries)), g.integers(0, 1000, len(database))
+
+    def reference() -> np.ndarray:
+        out = np.full(len(queries), np.nan)
+        for i, code in enumerate(queries):
+            order = np.argsort((code != database).sum(axis=1), kind="stable")
+            rank = np.flatnonzero(database_labels[order] == labels[i]) + 1
+            out[i] = (np.arange(1, len(rank) + 1) / rank).mean()
+        return out
+
+    # The same work as far as the reference can do it: `average`, our default, has no sorting counterpart.
+    return Comparison(
+        f"Hamming mAP, {len(queries)} x {len(database)} x 256 bits",
+        "numpy distance and stable argsort",
+        reference,
+        lambda: hamming_ap(queries, database, labels, database_labels, ties="index"),
+        lambda reference, ours: np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-9),
+    )
+
+
+ROWS: tuple[Callable[[bool], Comparison], ...] = (knn, mean_ap_single, mean_ap_multi, mean_ap_whole, hamming)
+
+
+def measure(comparison: Comparison, rounds: int = ROUNDS) -> Timing:
+    """Check agreement (which also compiles), then time both in turn; raises AssertionError when they disagree."""
+    comparison.check(comparison.reference(), comparison.ours())
+    times: dict[str, list[float]] = {"reference": [], "ours": []}
+    for _ in range(rounds):
+        for name, seconds in times.items():
+            start = time.perf_counter()
+            getattr(comparison, name)()
+            seconds.append(time.perf_counter() - start)
+    reference, ours = min(times["reference"]), min(times["ours"])
+    return Timing(comparison.name, comparison.reference_name, reference, ours, reference / ours)
+
+
+def machine() -> dict[str, Any]:
+    """What the times depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "torch_threads": torch.get_num_threads(),
+        "numba_threads": numba.get_num_threads(),
+        "versions": {m.__name__: m.__version__ for m in (torch, np, numba)},
+        "python": platform.python_version(),
+        "date": date.today().isoformat(),
+        "command": "python -m evaluate.bench " + " ".join(sys.argv[1:]),
+    }
+
+
+def main() -> None:
+    """Print one line a row; write JSON only where --output says."""
+    parser = argparse.ArgumentParser(prog="python -m evaluate.bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller inputs, under a minute")
+    parser.add_argument("--only", default="", help="run the rows whose function name contains this")
+    parser.add_argument("--output", type=Path, help="also write the result to this JSON file")
+    arguments = parser.parse_args()
+    rows = [row for row in ROWS if arguments.only in row.__name__]
+    if not rows:
+        parser.error(f"--only {arguments.only!r} matches none of {', '.join(row.__name__ for row in ROWS)}")
+    about = machine()
+    for key, value in about.items():
+        print(f"{key}: {value}")
+    timings = []
+    for row in rows:
+        timing = measure(row(arguments.quick))
+        timings.append(timing._asdict())
+        print(f"{timing.ratio:8.1f}x  {timing.name}  {timing.ours_s:.4f} s against {timing.reference_s:.4f} s "
+              f"({timing.reference_name})", flush=True)  # fmt: skip
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"machine": about, "timings": timings}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

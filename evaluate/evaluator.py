@@ -1,0 +1,185 @@
+"""The loop of evaluation: checkpoints x (task, dataset) -> records.
+
+What is recorded already is not computed again; a task that cannot run is noted with its reason and what would help; one
+that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from evaluate import importer, records
+from evaluate.features import Store
+from evaluate.leaderboard.escape import terminal
+from evaluate.leaderboard.table import interval, number
+from evaluate.records import Record, Status
+from evaluate.tasks.base import Data, Result, Subject, Task, Unavailable
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+FAILURES = (ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of a suite: a task and the name of its dataset."""
+
+    task: Task
+    data: str
+
+
+@dataclass
+class Evaluator:
+    """Where results go, what they are computed with, and what happened so far.
+
+    root: folder of the records; open_data: name -> dataset; runs: folder in which checkpoints are found by name.
+    """
+
+    store: Store
+    root: Path
+    open_data: Callable[[str], Data]
+    runs: str | Path = "runs"
+    overwrite: bool = False
+    quiet: bool = False
+    seed: int = 0
+    datasets: dict[str, Data] = field(default_factory=dict)
+    written: list[Record] = field(default_factory=list)
+    current: int = 0
+    unfit: list[Status] = field(default_factory=list)
+
+    def evaluate(self, plan: Mapping[str, Sequence[Item]]) -> None:
+        """Work through the plan: items by checkpoint."""
+        total, place = sum(map(len, plan.values())), 0
+        for name, items in plan.items():
+            try:
+                checkpoint = importer.open_checkpoint(name, self.runs)
+            except FAILURES as error:
+                for item in items:
+                    self.note({"name": name}, item, "failed", one_line(error), "restore the file or train it again")
+                place += len(items)
+                continue
+            for item in items:
+                place += 1
+                self.evaluate_item(checkpoint, item, f"[{place}/{total}]")
+
+    def evaluate_item(self, checkpoint: importer.Checkpoint, item: Item, place: str = "") -> None:
+        """One task on one dataset: record it, or note why not."""
+        try:
+            subject = Subject(checkpoint.backbone, checkpoint.head, self.data(item.data), self.store, self.seed)
+            item.task.check(subject)
+            record = blank_record(checkpoint, item.task, subject)
+            if not self.overwrite and self.is_recorded(record):
+                self.current += 1
+                return
+            run_task(record, checkpoint, item.task, subject)
+        except Unavailable as error:
+            self.note(checkpoint.record, item, "skipped", error.reason, error.remedy)
+            return
+        except FAILURES as error:
+            self.note(checkpoint.record, item, "failed", one_line(error), "mend what the reason names, run it again")
+            return
+        records.write(self.root, record)
+        self.written.append(record)
+        self.say(f"{place} {checkpoint.record['name']}: {sentence(record)}")
+
+    def data(self, name: str) -> Data:
+        """A dataset, opened once."""
+        if name not in self.datasets:
+            self.datasets[name] = self.open_data(name)
+        return self.datasets[name]
+
+    def is_recorded(self, record: Record) -> bool:
+        """Whether the same weights have a record of the same task, data and protocol."""
+        key = {"weights_digest": record.checkpoint["weights_digest"], "fingerprint": record.fingerprint}
+        return bool(records.find(self.root, task=record.task, dataset=record.dataset, **key))
+
+    def note(self, checkpoint: dict, item: Item, status: str, reason: str, remedy: str) -> None:
+        """Keep why an item has no record."""
+        records.write_status(self.root, checkpoint, item.task.name, item.data, status, reason, remedy)
+        self.unfit.append(Status(checkpoint, item.task.name, item.data, status, reason, remedy))
+        if status == "failed":
+            self.say(f"failed: {item.task.name} on {item.data}, {checkpoint['name']}: {reason}")
+
+    def say(self, line: str) -> None:
+        """A line for the person who watches, above any progress bar."""
+        if not self.quiet:
+            tqdm.write(terminal(line))
+
+
+def blank_record(checkpoint: importer.Checkpoint, task: Task, subject: Subject) -> Record:
+    """The record before its scores: enough to know whether it exists already."""
+    return Record(
+        checkpoint=checkpoint.record,
+        task=task.name,
+        task_version=task.version,
+        dataset=subject.data.name,
+        protocol=task.protocol(subject),
+        main=task.main(subject),
+        higher_is_better=task.higher_is_better,
+        scores={},
+        provenance={"dataset_fingerprint": subject.data.fingerprint(task.splits)},
+    )
+
+
+def run_task(record: Record, checkpoint: importer.Checkpoint, task: Task, subject: Subject) -> None:
+    """Run a task and complete its record; warnings of the metrics become notes."""
+    began = time.monotonic()
+    if subject.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(subject.device)
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", UserWarning)
+        result: Result = task.run(subject)
+    record.scores, record.outcomes = result.scores, result.outcomes
+    record.skipped = {what: count for what, count in result.skipped.items() if count}
+    heard = [str(warning.message) for warning in raised if issubclass(warning.category, UserWarning)]
+    smoke = ["a smoke world, not a benchmark"] if subject.data.smoke else []
+    record.notes = list(dict.fromkeys([*result.notes, *checkpoint.notes, *heard, *smoke]))
+    record.provenance |= provenance(subject) | {"seconds": round(time.monotonic() - began, 3)}
+
+
+def provenance(subject: Subject) -> dict[str, Any]:
+    """Where, when and with what a number is made."""
+    root = Path(__file__).resolve().parent.parent
+    commit = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    on_gpu = subject.device.type == "cuda"
+    processor = torch.cuda.get_device_name(subject.device) if on_gpu else platform.processor() or platform.machine()
+    memory = torch.cuda.max_memory_allocated(subject.device) if on_gpu else 1024 * peak_kilobytes()
+    return {
+        "commit": commit.stdout.strip() or "unknown",
+        "packages": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": f"{processor}, {torch.get_num_threads()} threads",
+        "device": str(subject.device),
+        "seed": subject.seed,
+        "peak_memory_mb": round(memory / 2**20),
+        "normalisation": {"mean": subject.backbone.mean, "std": subject.backbone.std},
+    }
+
+
+def peak_kilobytes() -> int:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def sentence(record: Record) -> str:
+    """A finished record in words."""
+    score = record.score
+    shown = f"{record.main} {number(score.value, score.scale)} ({interval(score)})"
+    return f"{record.task} on {record.dataset}, {shown}, {record.provenance['seconds']:.1f} s"
+
+
+def one_line(error: BaseException) -> str:
+    """Message of an error as one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,155 @@
+"""Average precision by Hamming distance on the CPU, in numba: popcounts and one histogram per query and prefix."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+from evaluate.metrics.ranking_kernels import AVERAGE, INDEX, group_precision
+
+BLOCK = 2_048  # items whose distances stay in the first-level cache while words are added
+LANES = 4  # histograms filled in turn, so that equal neighbours do not wait for each other's store
+MOST_BITS = 32_767  # 2 d + flag is kept in 16 bits
+LONG = 64  # groups above this size are summed in closed form
+
+
+@intrinsic
+def popcount(typing_context, word):
+    """Number of set bits of a uint64, by the processor's instruction."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+@njit(cache=True)
+def harmonic_span(ahead, n):
+    """1/(ahead + 1) + ... + 1/(ahead + n): the difference of H(m) = ln m + 1/(2m) - 1/(12 m^2) for ahead >= 1000."""
+    if ahead < 1000:
+        total = 0.0
+        for i in range(1, n + 1):
+            total += 1.0 / (ahead + i)
+        return total
+    m, k = np.float64(ahead), np.float64(ahead + n)
+    return np.log1p(n / m) + 0.5 * (1 / k - 1 / m) - (1 / (k * k) - 1 / (m * m)) / 12
+
+
+@njit(cache=True)
+def histogram_ap(counts, bins, relevant, ties):
+    """AP from counts[2 d + flag] of items at distance d, for the tie rules average and group."""
+    total, ahead, found = 0.0, np.int64(0), np.int64(0)
+    for d in range(bins):
+        r = counts[2 * d + 1]
+        n = counts[2 * d] + r
+        if r and ties == AVERAGE and n > LONG:
+            span, slope = harmonic_span(ahead, n), (r - 1) / (n - 1)
+            total += r / n * ((found + 1) * span + slope * (n - (ahead + 1) * span))
+        elif r:
+            total += group_precision(ahead, n, found, r, ties)
+        ahead += n
+        found += r
+    return total / relevant
+
+
+@njit(cache=True)
+def index_ap(codes, counts, bins, skip, relevant):
+    """AP with ties by index: walk the items in index order and hand out the places of their distance one by one."""
+    place, found = np.empty(bins, np.int64), np.empty(bins, np.int64)
+    ahead, hits = np.int64(0), np.int64(0)
+    for d in range(bins):
+        place[d], found[d] = ahead, hits
+        ahead += counts[2 * d] + counts[2 * d + 1]
+        hits += counts[2 * d + 1]
+    total = 0.0
+    for j in range(len(codes)):
+        if j != skip:
+            d = codes[j] >> 1
+            place[d] += 1
+            if codes[j] & 1:
+                found[d] += 1
+                total += found[d] / place[d]
+    return total / relevant
+
+
+@njit(cache=True)
+def relevance_flags(query_set, database_sets, shared, start, flags):
+    """1 for items start.. whose class equals the query's, or (`shared`) whose class set meets it."""
+    if not shared:
+        for j in range(len(flags)):
+            flags[j] = database_sets[0, start + j] == query_set[0]
+        return
+    flags[:] = 0
+    for w in range(len(query_set)):
+        for j in range(len(flags)):
+            flags[j] |= (query_set[w] & database_sets[w, start + j]) != 0
+
+
+@njit(cache=True)
+def add_distances(word, column, distances):
+    """Add the number of bits in which each of `column` differs from `word`."""
+    for j in range(len(distances)):
+        distances[j] += np.uint16(popcount(word ^ column[j]))
+
+
+@njit(cache=True, parallel=True)
+def hamming_ap(queries, database, ends, lengths, query_sets, database_sets, shared, skips, ties, out):
+    """AP (P, Q) for P nested prefixes: queries (Q, W), database (W, N); prefix p covers the first ends[p] words."""
+    n, prefixes = database.shape[1], len(ends)
+    width = 2 * (lengths[-1] + 1)
+    for i in prange(len(queries)):
+        lanes = np.zeros((prefixes, LANES, width), np.int32)
+        codes = np.empty((prefixes, n if ties == INDEX else min(n, BLOCK)), np.uint16)
+        distances, flags = np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint8)
+        for start in range(0, n, BLOCK):
+            size = min(BLOCK, n - start)
+            relevance_flags(query_sets[i], database_sets, shared, start, flags[:size])
+            distances[:] = 0
+            word, offset = 0, start if ties == INDEX else 0
+            for p in range(prefixes):
+                while word < ends[p]:
+                    add_distances(queries[i, word], database[word, start : start + size], distances[:size])
+                    word += 1
+                fill_histogram(distances[:size], flags, codes[p, offset : offset + size], lanes[p])
+        for p in range(prefixes):
+            out[p, i] = prefix_ap(lanes[p], codes[p], n, lengths[p] + 1, skips[i], ties,
+                                  queries[i, : ends[p]], database[: ends[p]],
+                                  query_sets[i], database_sets, shared)  # fmt: skip
+
+
+@njit(cache=True)
+def fill_histogram(distances, flags, codes, lanes):
+    """Write codes 2 d + flag and count them, one lane after the other."""
+    for j in range(len(codes)):
+        codes[j] = distances[j] * np.uint16(2) + flags[j]
+    whole = len(codes) - len(codes) % LANES
+    for j in range(0, whole, LANES):
+        lanes[0, codes[j]] += 1
+        lanes[1, codes[j + 1]] += 1
+        lanes[2, codes[j + 2]] += 1
+        lanes[3, codes[j + 3]] += 1
+    for j in range(whole, len(codes)):
+        lanes[0, codes[j]] += 1
+
+
+@njit(cache=True)
+def prefix_ap(lanes, codes, n, bins, skip, ties, query, database, query_set, database_sets, shared):
+    """AP of one query and prefix from its histogram, without item `skip`."""
+    counts = np.zeros(lanes.shape[1], np.int64)
+    for lane in range(LANES):
+        counts += lanes[lane]
+    if skip >= 0:
+        distance, flag = np.int64(0), np.empty(1, np.uint8)
+        for w in range(len(query)):
+            distance += np.int64(popcount(query[w] ^ database[w, skip]))
+        relevance_flags(query_set, database_sets, shared, skip, flag)
+        counts[2 * distance + flag[0]] -= 1
+    relevant = np.int64(0)
+    for d in range(bins):
+        relevant += counts[2 * d + 1]
+    if relevant == 0:
+        return np.nan
+    if ties == INDEX:
+        return index_ap(codes[:n], counts, bins, skip, relevant)
+    return histogram_ap(counts, bins, relevant, ties)

@@ -1,0 +1,151 @@
+"""What a task is, what it is given, and what it returns.
+
+A task declares its name, version, main metric and splits, says its protocol, and scores a subject. A new one is one
+file with a subclass of `Task` and one YAML below configs/task. Its `version` goes up when the same features would give
+another number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from evaluate.features import Frozen, Store
+from evaluate.metrics import bootstrap_interval, wilson_interval
+from evaluate.records import Score
+from pretrain.datasets import ImageData
+
+#: splits of (queries, database); in val-loo a query is left out of its own ranking by position
+PRESETS = {"train-val": ("test", "train"), "val-loo": ("test", "test")}
+
+
+class Unavailable(ValueError):
+    """A task that cannot run here, through no fault of the checkpoint: why not, and what would help."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f"{reason}; {remedy}")
+        self.reason, self.remedy = reason, remedy
+
+
+@dataclass
+class Data:
+    """A dataset by split; splits are opened when first asked for."""
+
+    name: str
+    readers: Mapping[str, Callable[[], Any]]
+    smoke: bool = False
+    opened: dict[str, Any] = field(default_factory=dict)
+
+    def split(self, name: str) -> ImageData:
+        """A split; raises Unavailable when the dataset defines none of this name or its files are not there."""
+        if name not in self.readers:
+            raise Unavailable(f"{self.name} has no {name} split", f"add splits.{name} to configs/data/{self.name}.yaml")
+        if name not in self.opened:
+            try:
+                self.opened[name] = self.readers[name]()
+            except FileNotFoundError as error:
+                raise Unavailable(str(error), "put the data there, or give data_root=<folder>") from error
+        return self.opened[name]
+
+    def fingerprint(self, splits: tuple[str, ...]) -> str:
+        """Digest of the images and labels of some splits."""
+        return "+".join(f"{name}:{self.split(name).fingerprint}" for name in splits)
+
+
+@dataclass
+class Subject:
+    """What a task scores: a frozen backbone, the head of its binary channel if it has one, and a dataset."""
+
+    backbone: Any
+    head: nn.Module | None
+    data: Data
+    store: Store
+    seed: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where heavy work is done."""
+        return self.store.device
+
+    def features(self, split: str) -> Frozen:
+        """Stored features of a split."""
+        return self.store.get(self.backbone, self.data.split(split))
+
+
+@dataclass
+class Result:
+    """Scores, per-sample outcomes ("sample_id" names the samples), what was left out, and what a reader must know."""
+
+    scores: dict[str, Score]
+    outcomes: dict[str, np.ndarray] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Task:
+    """A benchmark task; subclasses store keyword settings and implement `main`, `protocol` and `run`."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    higher_is_better: ClassVar[bool] = True
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits whose content decides the number."""
+        return "train", "test"
+
+    def main(self, subject: Subject) -> str:
+        """Key of the headline score."""
+        raise NotImplementedError
+
+    def protocol(self, subject: Subject) -> dict[str, Any]:
+        """Every choice that moves the number."""
+        raise NotImplementedError
+
+    def check(self, subject: Subject) -> None:
+        """Raise Unavailable when the task cannot be run on this subject."""
+
+    def run(self, subject: Subject) -> Result:
+        """Score the subject."""
+        raise NotImplementedError
+
+
+def centre_view_protocol(subject: Subject, features: str) -> dict[str, Any]:
+    """The part of a protocol that every task on stored features shares."""
+    backbone = subject.backbone
+    view = {"resize": backbone.resize, "crop": backbone.image_size, "interpolation": "bicubic"}
+    return {"features": features, "view": view, "precision": subject.store.precision}
+
+
+def check_labels(subject: Subject, splits: tuple[str, ...], *, single: bool = False) -> None:
+    """Raise Unavailable when a split has no labels, or with `single` when its images have sets of classes."""
+    for split in splits:
+        labels = subject.data.split(split).labels
+        if labels is None:
+            raise Unavailable(f"the {split} split of {subject.data.name} has no labels", "use a labelled dataset")
+        if single and labels.ndim == 2:
+            raise Unavailable(
+                f"images of {subject.data.name} have several classes each", "use task=retrieval, which ranks class sets"
+            )
+
+
+def accuracy(correct: np.ndarray, unit: str = "image") -> Score:
+    """Share of correct samples with Wilson's interval; correct (n,) bool."""
+    value, low, high = wilson_interval(int(correct.sum()), len(correct))
+    return Score(value, low, high, len(correct), unit)
+
+
+def mean_score(values: np.ndarray, unit: str) -> Score:
+    """Mean of per-sample values (n,), NaN left out, with a bootstrap interval; NaN where all are."""
+    used = int(np.isfinite(values).sum())
+    if not used:
+        return Score(math.nan, None, None, 0, unit)
+    mean, low, high = bootstrap_interval(values)
+    known = math.isfinite(low)
+    return Score(mean, low if known else None, high if known else None, used, unit)

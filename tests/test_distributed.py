@@ -1,0 +1,88 @@
+"""Statistics over processes: the values and gradients each rank sees, against published two-process references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden_values import by_view, close, load
+from processes import run_processes
+from torch import Tensor
+
+from pretrain.distributed import gather_rows, sum_over_processes
+from pretrain.objectives.bits import bits_loss
+from pretrain.objectives.dino import dino_loss, next_center
+from pretrain.objectives.simdino import simdino_loss
+
+GOLDEN = load("distributed_2ranks.npz")
+
+
+def through_normalisation(grad: Tensor, unit: Tensor) -> Tensor:
+    """Gradient with respect to raw rows of unit length, from the gradient with respect to the unit rows."""
+    return grad - (grad * unit).sum(-1, keepdim=True) * unit
+
+
+def losses_of_rank(rank: int) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for reduce in (0, 1):
+        for kind in (0, 1):
+            rows = GOLDEN["mcr_student"][rank].clone().requires_grad_()
+            loss, comp, expa = simdino_loss(
+                by_view(rows, GOLDEN["mcr_ncrops"]),
+                by_view(GOLDEN["mcr_teacher"][rank], 2),
+                eps=GOLDEN["mcr_eps"],
+                coeff=GOLDEN["mcr_coeff"],
+                expa_type=kind,
+                reduce_cov=bool(reduce),
+            )
+            name = f"mcr_rc{reduce}_e{kind}"
+            found |= {f"{name}_loss": loss.detach(), f"{name}_comp": comp.detach(), f"{name}_expa": expa.detach()}
+            found[f"{name}_grad_student"] = torch.autograd.grad(loss, rows)[0]
+    rows = GOLDEN["dino_student"][rank].clone().requires_grad_()
+    teacher, center = by_view(GOLDEN["dino_teacher"][rank], 2), torch.zeros(1, GOLDEN["dim"], dtype=torch.float64)
+    temps = {"student_temp": GOLDEN["dino_student_temp"], "teacher_temp": GOLDEN["dino_teacher_temp"]}
+    loss = dino_loss(by_view(rows, GOLDEN["mcr_ncrops"]), teacher, center, **temps)
+    found |= {"dino_loss": loss.detach(), "dino_grad_student": torch.autograd.grad(loss, rows)[0]}
+    found["dino_center_after"] = next_center(center, teacher, GOLDEN["dino_center_momentum"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, Tensor]]:
+    return run_processes(2, losses_of_rank)
+
+
+def test_simdino_and_dino_equal_the_two_process_reference(ranks: list[dict[str, Tensor]]) -> None:
+    for rank, found in enumerate(ranks):
+        for name, value in found.items():
+            golden = GOLDEN[name][rank]
+            if name.startswith("mcr") and name.endswith("grad_student"):
+                golden = through_normalisation(golden, GOLDEN["mcr_student"][rank])
+            close(value, golden)
+
+
+def bits_of_rank(rank: int, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+    mine = student.chunk(2, dim=1)[rank].clone().requires_grad_()
+    loss, _, _ = bits_loss(mine, teacher.chunk(2, dim=1)[rank])
+    rows = torch.arange(6.0).view(2, 3) + rank
+    weighted = (gather_rows(rows.requires_grad_()) * torch.arange(12.0).view(4, 3)).sum() * (rank + 1)
+    total = sum_over_processes(loss.detach())
+    return {
+        "loss": loss.detach(),
+        "grad": torch.autograd.grad(loss, mine)[0],
+        "gather": torch.autograd.grad(weighted, rows)[0],
+        "sum": total,
+    }
+
+
+def test_bits_over_two_processes_has_the_gradient_of_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4, 10, 16, dtype=torch.float64), torch.randn(2, 10, 16, dtype=torch.float64)
+    parts = run_processes(2, bits_of_rank, student, teacher)
+    whole = student.clone().requires_grad_()
+    loss, _, _ = bits_loss(whole, teacher)
+    close((parts[0]["loss"] + parts[1]["loss"]) / 2, loss, 1e-9)
+    # data-parallel training averages parameter gradients, hence half of each rank's gradient
+    close(torch.cat([part["grad"] for part in parts], 1) / 2, torch.autograd.grad(loss, whole)[0], 1e-9)
+    close(parts[0]["gather"], 3 * torch.arange(6.0).view(2, 3))
+    close(parts[1]["gather"], 3 * torch.arange(6.0, 12.0).view(2, 3))
+    close(parts[0]["sum"], parts[0]["loss"] + parts[1]["loss"], 1e-12)

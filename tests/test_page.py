@@ -1,0 +1,242 @@
+"""The page: one file, no network, whatever the names hold; the numbers in it are those of the table."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from example_records import checkpoint, record
+
+from evaluate.leaderboard import page
+from evaluate.leaderboard.table import BASELINES, SMOKE, build
+from evaluate.records import Score, Status, write
+
+HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028&amp;"
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and the text of scripts and styles in order."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: dict[str, list[str]] = {"script": [], "style": []}
+        self.open = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.open = tag if tag in self.texts else ""
+
+    def handle_endtag(self, tag):
+        self.open = ""
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts[self.open].append(data)
+
+
+def table():
+    hostile = checkpoint(HOSTILE, label=HOSTILE)
+    records = [
+        record(correct=[1, 1, 1, 1, 1, 0]),
+        record(correct=[1, 0, 1, 1, 0, 0], checkpoint=hostile, dataset="shapeworld", notes=[HOSTILE]),
+        record("dino-s0", correct=[0, 0, 0, 0, 0, 0], protocol={"k": 10}),
+        record("raw pixels", checkpoint=checkpoint("raw pixels", kind="baseline", objective="none")),
+    ]
+    missing = Status(hostile, "knn", "cifar10", "skipped", HOSTILE, "download it")
+    return build(records, [missing], problems=[HOSTILE])
+
+
+@pytest.fixture(scope="module")
+def source():
+    return page.render(table())
+
+
+@pytest.fixture(scope="module")
+def reader(source):
+    return Reader(source)
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(source, reader):
+    for tag, attributes in reader.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "img")
+        assert not attributes.keys() & {"src", "srcset", "data", "action", "style"}
+        assert attributes.get("href", "#").startswith("#")
+    assert not re.search(r"url\(|@import|https?://|fetch\(|XMLHttp|import\(", source)
+
+
+def test_the_policy_admits_exactly_the_style_and_the_program_of_the_page(reader):
+    policy = next(a["content"] for tag, a in reader.elements if a.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    data, program = reader.texts["script"]
+    for rule, content in (("script-src", program), ("style-src", reader.texts["style"][0])):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    json.loads(data)
+
+
+def test_no_name_becomes_markup(source, reader):
+    assert [tag for tag, _ in reader.elements].count("script") == 2
+    assert "<img" not in source and "\u2028" not in source
+    data = json.loads(reader.texts["script"][0])
+    assert HOSTILE in {row["name"] for row in data["rows"]} and data["problems"] == [HOSTILE]
+    assert "innerHTML" not in reader.texts["script"][1] and "insertAdjacentHTML" not in reader.texts["script"][1]
+
+
+def test_the_page_holds_every_score_with_its_marks_and_provenance(reader):
+    data, expected = json.loads(reader.texts["script"][0]), table()
+    for row, wanted in zip(data["rows"], expected.rows, strict=True):
+        assert row["name"] == wanted.checkpoint["name"]
+        found = {}
+        for shared, extra, seconds, memory, date, file, cells in row["records"]:
+            assert data["shared"][shared] == {"commit": "abc123"} and date == "2026-01-01T00:00:00+00:00"
+            assert (seconds, memory, file) == (None, None, "")
+            assert data["extra"][extra]["unit"] == "image"
+            found |= {cell[0]: cell[1:] for cell in cells}
+        for i, column in enumerate(expected.columns):
+            cell = wanted.cells.get(column)
+            assert (i in found) == (cell is not None)
+            if cell:
+                value, low, high, n, mark = found[i]
+                score = cell.score
+                assert (value, low, high) == pytest.approx((score.value, score.low, score.high), rel=1e-5)
+                assert (n, mark) == (score.n, 2 if cell.best else int(cell.tied))
+    assert {c["differing"] for c in data["columns"]} >= {"k=20, features.token=cls", "k=10, features.token=absent"}
+    assert SMOKE in data["notes"] and BASELINES in data["notes"]
+    assert [status["remedy"] for status in data["statuses"]] == ["download it"]
+
+
+def test_a_record_on_disk_is_named_in_the_page(tmp_path):
+    stored = record()
+    stored.path = write(tmp_path, stored)
+    data = page.payload(build([stored], root=tmp_path))
+    assert (tmp_path / data["rows"][0]["records"][0][5]).is_file()
+
+
+def test_controls_are_labelled_and_the_table_is_a_table(reader):
+    identified = {a["id"] for _, a in reader.elements if "id" in a}
+    assert {"search", "task", "dataset", "objective", "protocol", "details", "status"} <= identified
+    for tag, attributes in reader.elements:
+        if tag == "dialog":
+            assert attributes["aria-labelledby"] in identified
+    controls = [a for tag, a in reader.elements if tag in ("select", "input")]
+    labels = [tag for tag, _ in reader.elements].count("label")
+    assert labels == len(controls), "every control has a label around it"
+    tags = [tag for tag, _ in reader.elements]
+    assert all(tags.count(tag) == 1 for tag in ("main", "h1", "table", "caption", "dialog", "nav"))
+    assert {"lang": "en"} in [a for tag, a in reader.elements if tag == "html"]
+
+
+def wide_table(rows: int, columns: int):
+    """A table of the largest size that the page is made for."""
+    rng = np.random.default_rng(0)
+    records = [
+        record(
+            f"run-{i}",
+            checkpoint=checkpoint(f"run-{i}", weights_digest=hashlib.sha256(f"{i}".encode()).hexdigest(), seed=i),
+            dataset=f"dataset-{j}",
+            scores={"top1": Score(value, value - 0.01, value + 0.01, 50_000)},
+            outcomes={},
+            provenance={"dataset_fingerprint": f"{j}", "seconds": float(rng.integers(1000)), "peak_memory_mb": 4210.5}
+            | {"packages": {"torch": "2.12.1"}, "commit": "abc123", "date": f"2026-01-01T00:{i % 60:02}:00+00:00"},
+        )
+        for i, skill in enumerate(rng.random(rows))
+        for j, value in enumerate(np.clip(skill + 0.05 * rng.standard_normal(columns), 0, 1).tolist())
+    ]
+    for i, each in enumerate(records):
+        each.path = (
+            Path("results/records")
+            / f"run-{i // columns}-0123456789ab"
+            / f"knn--dataset-{i % columns}--0123456789ab.json"
+        )
+    return build(records)
+
+
+def test_the_bytes_of_a_cell_keep_the_largest_page_below_ten_megabytes():
+    cells = 40 * 50
+    size = len(page.embed(page.payload(wide_table(40, 50))))
+    assert 1000 * 50 * size / cells < 10_000_000
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A function that opens a page in headless Chromium and returns the document it has become."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("no Chromium on PATH to open the page with")
+    folder = tmp_path_factory.mktemp("browser")
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+
+    def opened(content: str, script: str = "") -> str:
+        if script:  # a visitor's hand: the page's own policy would refuse it
+            content = re.sub(r"<meta http-equiv[^>]*>", "", content).replace(
+                "</body>", f"<script>{script}</script></body>"
+            )
+        (folder / "page.html").write_text(content)
+        command = [program, *quiet, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/page.html"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    return opened
+
+
+@pytest.mark.slow
+def test_a_browser_draws_every_row_under_the_policy_of_the_page(browser, source):
+    document = browser(source)
+    assert "<title>Leaderboard</title>" in document, "a name was executed"
+    reader = Reader(document)
+    rows = [a for tag, a in reader.elements if tag == "th" and a.get("scope") == "row"]
+    assert len(rows) == 4 and '<tr class="baseline">' in document
+    assert [a["aria-sort"] for tag, a in reader.elements if "aria-sort" in a] == ["none"] * 4
+    spoken = [a["aria-label"] for tag, a in reader.elements if tag == "button" and "tabindex" in a]
+    assert len(spoken) == 4 and any(
+        text.startswith("83.33, 95 % interval ") and text.endswith(", best") for text in spoken
+    )
+    assert "1–4 of 4 checkpoints, 3 columns" in document
+    assert SMOKE in document
+
+
+@pytest.mark.slow
+def test_a_browser_sorts_filters_and_opens_the_provenance(browser, source):
+    click = 'document.querySelector("td button").click()'
+    document = browser(source, click)
+    dialog = document[document.index("<dialog") :]
+    assert re.match(r"<dialog[^>]* open", dialog) and "abc123" in dialog and "dataset fingerprint" in dialog
+    names = r'<span class="name">([^<]*)</span>'
+    by_name = browser(source, "document.querySelector('thead button[data-key=\"name\"]').click()")
+    assert re.findall(names, by_name)[1:] == ["bits-s0", "dino-s0", "raw pixels"] and 'aria-sort="ascending"' in by_name
+    for control, value, others in (("search", "dino", set()), ("protocol", "k = 10", {"bits-s0", "raw pixels"})):
+        change = f'const c = document.getElementById("{control}"); c.value = "{value}";'
+        document = browser(source, change + 'c.dispatchEvent(new Event("input", {bubbles: true}))')
+        shown = re.findall(names, document)
+        assert "dino-s0" in shown and not others & set(shown) and (others or len(shown) == 1)
+
+
+@pytest.mark.slow
+def test_arrow_keys_move_between_scores_in_a_browser(browser, source):
+    keys = (
+        'const second = document.querySelectorAll("td button")[1]; second.focus();'
+        'second.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true}));'
+        "document.title = document.activeElement.dataset.at"
+    )
+    row, column = re.findall(r'data-at="(\d),(\d)"', browser(source))[1]
+    after = re.search(r"<title>(\d),(\d)</title>", browser(source, keys))
+    assert after and after[2] == column and int(after[1]) == int(row) + 2, "it skips the row without a score"
+
+
+@pytest.mark.slow
+def test_a_thousand_checkpoints_by_fifty_columns_are_drawn_page_by_page(browser):
+    content = page.render(wide_table(1000, 50))
+    assert len(content.encode()) < 10_000_000
+    timed = "const t = performance.now(); draw(); document.body.offsetHeight; document.title = performance.now() - t"
+    document = browser(content, timed)
+    assert "1–50 of 1000 checkpoints, 50 columns" in document and document.count('scope="row"') == 50
+    milliseconds = float(re.search(r"<title>([\d.]+)</title>", document)[1])
+    assert milliseconds < 2000, f"one page took {milliseconds} ms to draw"
