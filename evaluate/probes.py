@@ -66,16 +66,17 @@ class Group:
         return torch.addmm(self.bias, x, self.weight.T).view(len(x), -1, self.classes)
 
     def step(self, x: Tensor, labels: Tensor, decay: float) -> None:
-        """One step of SGD on the mean cross-entropy of each head; a head whose loss is not finite stops for good."""
+        """One step of SGD on the mean cross-entropy of each head; a head whose loss is not finite is out for good."""
         each = torch.arange(len(x), device=x.device)
         log_probability = self.logits(x).log_softmax(2)  # (n, R, C)
         self.alive &= torch.isfinite(log_probability[each, :, labels].mean(0))
         error = log_probability.exp_()  # gradient of the loss: (probability - truth) / n
         error[each, :, labels] -= 1
-        error = (error * (self.alive / len(x))[:, None]).nan_to_num_(0, 0, 0).flatten(1)  # (n, R C)
-        rate = (self.rates * decay * self.alive).repeat_interleave(self.classes)
-        for value, momentum, gradient in zip(
-            (self.weight, self.bias), self.momenta, (error.T @ x, error.sum(0)), strict=True
+        error = error.div_(len(x)).flatten(1)  # (n, R C): a column is one head's own, so NaN stays with its head
+        rate = (self.rates * decay).repeat_interleave(self.classes)
+        for value, momentum, gradient in (
+            (self.weight, self.momenta[0], error.T @ x),
+            (self.bias, self.momenta[1], error.sum(0)),
         ):
             momentum.mul_(MOMENTUM).add_(gradient)
             value.sub_(momentum * (rate[:, None] if value.ndim == 2 else rate))

@@ -85,15 +85,18 @@ class MLPHead(nn.Module):
 
 
 def draw_linear(layer: nn.Linear, init: str, gain: float, generator: torch.Generator | None) -> None:
-    """Draw a linear layer's weights on the CPU (the same on every device) and zero its bias."""
+    """Draw a linear layer's weights on the CPU: the same on every device. Biases are zero but for init="torch"."""
     weight = torch.empty(layer.weight.shape)
+    bound = layer.in_features**-0.5
     if init == "fan_in":
-        weight.normal_(std=gain * layer.in_features**-0.5, generator=generator)
+        weight.normal_(std=gain * bound, generator=generator)
+    elif init == "torch":
+        weight.uniform_(-bound, bound, generator=generator)
     else:
         nn.init.trunc_normal_(weight, std=0.02, a=-2.0, b=2.0, generator=generator)
     layer.weight.copy_(weight)
     if layer.bias is not None:
-        layer.bias.zero_()
+        layer.bias.zero_() if init != "torch" else layer.bias.uniform_(-bound, bound, generator=generator)
 
 
 class PrototypeHead(nn.Module):
@@ -142,7 +145,44 @@ class PrototypeHead(nn.Module):
         return [self.last_direction, self.last_scale]
 
 
-HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead, "prototypes": PrototypeHead}
+class Projector(nn.Module):
+    """Linear, batch norm, ReLU, ..., Linear without bias: features (n, dim) -> (n, out) in `layers` linear layers.
+
+    `bias` gives all but the last layer one; `init` is "torch" (the framework's default) for every layer or "reference"
+    (truncated normal of std 0.02) for all but the last. Two layers for IMSVD and MUSIC, three for Barlow Twins (no bias)
+    and VICReg. Source: the public codes of arXiv 2501.03469, 2103.03230 and 2105.04906.
+    """
+
+    def __init__(
+        self, dim: int, *, hidden: int = 8192, out: int = 8192, layers: int = 3, bias: bool = True, init: str = "torch"
+    ):
+        super().__init__()
+        if layers < 1 or init not in ("torch", "reference"):
+            raise ValueError(f"projector with {layers} layers and init {init!r}; use 1 or more, torch or reference")
+        self.init = init
+        widths = [dim, *[hidden] * (layers - 1)]
+        blocks: list[nn.Module] = []
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            blocks += [nn.Linear(before, after, bias=bias), SyncBatchNorm(after), nn.ReLU()]
+        self.mlp = nn.Sequential(*blocks, nn.Linear(widths[-1], out, bias=False))
+        self.redraw()
+
+    @torch.no_grad()
+    def redraw(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew in place, from the distribution of the start."""
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                last = module is self.mlp[-1]
+                draw_linear(module, "torch" if last else self.init, 1.0, generator)
+            elif isinstance(module, nn.BatchNorm1d):
+                module.reset_parameters()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project features (n, dim) -> (n, out)."""
+        return self.mlp(features)
+
+
+HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead, "prototypes": PrototypeHead, "projector": Projector}
 
 
 def build_head(spec: dict[str, Any]) -> nn.Module:

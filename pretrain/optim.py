@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 
-def parameter_groups(module: nn.Module, *, decay_tokens: bool = True) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, *, decay_tokens: bool = True, plain_factor: float = 1.0
+) -> list[dict[str, Any]]:
     """Two groups: decayed (two or more dimensions, no bias) and not decayed (biases and norms).
 
     `decay_tokens` decays class token and position embedding too, as the DINO family does; timm's lists exclude them.
+    `plain_factor` multiplies the learning rate of the second group (Barlow Twins gives biases and norms their own rate).
     """
     decayed, plain = [], []
     for name, parameter in module.named_parameters():
@@ -23,7 +26,7 @@ def parameter_groups(module: nn.Module, *, decay_tokens: bool = True) -> list[di
         (plain if is_plain else decayed).append(parameter)
     return [
         {"params": decayed, "decayed": True},
-        {"params": plain, "decayed": False, "weight_decay": 0.0},
+        {"params": plain, "decayed": False, "weight_decay": 0.0, "lr_factor": plain_factor},
     ]
 
 

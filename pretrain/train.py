@@ -366,7 +366,8 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
         pin_memory=fabric.device.type == "cuda",
     )
     optim = config["optim"]
-    groups = parameter_groups(network, decay_tokens=optim["decay_tokens"])
+    plain_factor = optim["plain_lr"] / optim["lr"] if optim["plain_lr"] else 1.0
+    groups = parameter_groups(network, decay_tokens=optim["decay_tokens"], plain_factor=plain_factor)
     fused = optim["name"] == "adamw" and trainer["precision"] != "16-mixed"
     student, optimizer = fabric.setup(network, make_optimizer(optim["name"], groups, fused=fused))
     teacher = make_teacher(student.module) if objective.uses_teacher else None

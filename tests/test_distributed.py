@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from golden_values import by_view, close, load
@@ -9,9 +11,12 @@ from processes import run_processes
 from torch import Tensor
 
 from pretrain.distributed import gather_rows, sum_over_processes
+from pretrain.objectives.barlow_twins import barlow_twins_loss
 from pretrain.objectives.bits import bits_loss
 from pretrain.objectives.dino import dino_loss, next_center
+from pretrain.objectives.imsvd import joint_entropy_loss
 from pretrain.objectives.simdino import simdino_loss
+from pretrain.objectives.vicreg import vicreg_loss
 
 GOLDEN = load("distributed_2ranks.npz")
 
@@ -42,7 +47,27 @@ def losses_of_rank(rank: int) -> dict[str, Tensor]:
     temps = {"student_temp": GOLDEN["dino_student_temp"], "teacher_temp": GOLDEN["dino_teacher_temp"]}
     loss = dino_loss(by_view(rows, GOLDEN["mcr_ncrops"]), teacher, center, **temps)
     found |= {"dino_loss": loss.detach(), "dino_grad_student": torch.autograd.grad(loss, rows)[0]}
+    found |= two_view_losses(rank)
     found["dino_center_after"] = next_center(center, teacher, GOLDEN["dino_center_momentum"])
+    return found
+
+
+def two_view_losses(rank: int) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def add(name: str, keys: tuple[str, ...], loss: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> None:
+        x1, x2 = (GOLDEN[key][rank].clone().requires_grad_() for key in ("x1", "x2"))
+        values = loss(x1, x2)
+        grads = torch.autograd.grad(values[0], (x1, x2))
+        suffixes = ("x1", "x2") if name == "imsvd" else ("a", "b")
+        found.update({f"{name}_{key}": value.detach() for key, value in zip(keys, values, strict=True)})
+        found.update({f"{name}_grad_{suffix}": grad for suffix, grad in zip(suffixes, grads, strict=True)})
+
+    bins = GOLDEN["imsvd_bin_size"]
+    add("imsvd", ("loss", "dia", "off", "ti"), lambda a, b: joint_entropy_loss(a, b, bin_size=bins, temperature=1.0))
+    lambda_ = GOLDEN["barlow_lambda"]  # the published values normalise each process's rows by themselves
+    add("barlow", ("loss",), lambda a, b: (barlow_twins_loss(a, b, lambda_=lambda_, norm_scope="local"),))
+    add("vicreg", ("loss",), lambda a, b: vicreg_loss(a, b)[:1])
     return found
 
 
@@ -51,7 +76,7 @@ def ranks() -> list[dict[str, Tensor]]:
     return run_processes(2, losses_of_rank)
 
 
-def test_simdino_and_dino_equal_the_two_process_reference(ranks: list[dict[str, Tensor]]) -> None:
+def test_every_statistic_equals_the_two_process_reference(ranks: list[dict[str, Tensor]]) -> None:
     for rank, found in enumerate(ranks):
         for name, value in found.items():
             golden = GOLDEN[name][rank]

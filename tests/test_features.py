@@ -92,6 +92,23 @@ def test_a_damaged_shard_is_computed_again(tmp_path, backbone, train, monkeypatc
     assert sum(sizes) == 10
 
 
+def test_a_shard_whose_images_are_listed_otherwise_is_computed_again(tmp_path, backbone, train):
+    stored = make_store(tmp_path).get(backbone, train)
+    features.write_array(stored.shards[0].with_suffix(".rows.npy"), np.arange(5))
+    assert len(make_store(tmp_path).get(backbone, train).cls()) == len(train)
+
+
+def test_a_stop_while_a_shard_is_written_leaves_nothing_of_it(tmp_path, backbone, train, monkeypatch):
+    def half(file, array):
+        file.write(b"half a shard")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        make_store(tmp_path).get(backbone, train)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["meta.json"]
+
+
 def fill(root: Path, backbone: Backbone, images: ImageFolder) -> None:
     torch.set_num_threads(1)  # a forked process must not wait for threads that it does not have
     make_store(root).get(backbone, images)

@@ -22,7 +22,12 @@ VIEWS = [
     "views.global_view={size: 16, scale: [0.4, 1.0], jitter: [0.4, 0.4, 0.2, 0.1]}",
     "views.local={size: 8, scale: [0.05, 0.4], blur_p: 0.5}",
 ]
-HEADS = {"dino": ["objective.head.bottleneck=8", "objective.head.prototypes=32"]}
+JOINT = ["objective.head.out=12", "objective.loss.bins=4"]
+HEADS = {
+    "imsvd": JOINT,
+    "music": JOINT,
+    "dino": ["objective.head.bottleneck=8", "objective.head.prototypes=32"],
+}
 
 
 def write_images(root: Path, *, train: int = 12, val: int = 6, side: int = 20, classes: int = 3) -> Path:

@@ -58,9 +58,12 @@ def as_bits(bits: Any, name: str) -> np.ndarray:
     check_matrix(array, name)
     if array.dtype == bool:
         return array.view(np.uint8)
-    wrong = (array != 0) & (array != 1)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
+    # Two reductions tell integers apart from bits; anything else is looked at value by value.
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 1:
+        wrong = np.argwhere((array != 0) & (array != 1))
+        if not len(wrong):
+            return array.astype(np.uint8)
+        row, column = wrong[0]
         raise ValueError(f"{name} may hold only 0 and 1, got {array[row, column]} in row {row}, column {column}")
     return array.astype(np.uint8, copy=False)
 

@@ -15,7 +15,7 @@ LONG = 64  # groups above this size are summed in closed form
 
 
 @intrinsic
-def popcount(typing_context, word):
+def popcount(typing_context, word=None):
     """Number of set bits of a uint64, by the processor's instruction."""
 
     def generate(context, builder, signature, arguments):
@@ -80,7 +80,8 @@ def relevance_flags(query_set, database_sets, shared, start, flags):
         for j in range(len(flags)):
             flags[j] = database_sets[0, start + j] == query_set[0]
         return
-    flags[:] = 0
+    for j in range(len(flags)):
+        flags[j] = 0
     for w in range(len(query_set)):
         for j in range(len(flags)):
             flags[j] |= (query_set[w] & database_sets[w, start + j]) != 0
@@ -105,7 +106,8 @@ def hamming_ap(queries, database, ends, lengths, query_sets, database_sets, shar
         for start in range(0, n, BLOCK):
             size = min(BLOCK, n - start)
             relevance_flags(query_sets[i], database_sets, shared, start, flags[:size])
-            distances[:] = 0
+            for j in range(size):
+                distances[j] = 0
             word, offset = 0, start if ties == INDEX else 0
             for p in range(prefixes):
                 while word < ends[p]:
@@ -138,7 +140,8 @@ def prefix_ap(lanes, codes, n, bins, skip, ties, query, database, query_set, dat
     """AP of one query and prefix from its histogram, without item `skip`."""
     counts = np.zeros(lanes.shape[1], np.int64)
     for lane in range(LANES):
-        counts += lanes[lane]
+        for v in range(len(counts)):
+            counts[v] += lanes[lane, v]
     if skip >= 0:
         distance, flag = np.int64(0), np.empty(1, np.uint8)
         for w in range(len(query)):

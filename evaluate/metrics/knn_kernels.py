@@ -64,7 +64,8 @@ def select(values, n, place):
 def comb_maxima(words, maxima):
     """Largest signed integer among words[b], words[b + B], words[b + 2 B] ... for each of the B maxima."""
     combs, n = len(maxima), len(words)
-    maxima[:] = words[:combs]
+    for b in range(combs):
+        maxima[b] = words[b]
     for start in range(combs, n, combs):
         # Neighbouring combs advance together, which compiles to one vector instruction for many of them.
         for b in range(min(combs, n - start)):
@@ -116,7 +117,9 @@ def refine(proposed, rows, queries, slack, scores, indices, places, done):
         count = candidates_above(words, shift, maxima, threshold, found, keys)
         if count < 0:
             continue
-        tops = keys[:count].copy()
+        tops = np.empty(count, np.int64)
+        for c in range(count):
+            tops[c] = keys[c]
         bar = lowered(select(tops, count, count - k), shift, 2.0 * slack[i], box)
         ranked, kept = np.empty(count, np.int64), 0
         for c in range(count):

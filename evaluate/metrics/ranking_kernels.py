@@ -104,13 +104,13 @@ def group_precision(ahead, n, found, r, ties):
 
 
 @njit(cache=True)
-def counted_ap(scores, members, skip, keys, first, counts):
+def counted_ap(scores, members, skip, intervals):
     """AP of one query from its few relevant items (`members`, ascending): how many items precede each, no sort of all.
 
     The score range of the relevant items is cut into equal intervals (0: above all, the last: below all). Items in an
     interval without a relevant item are only counted; the few others find their place among its relevant items.
     """
-    r, words = 0, scores.view(np.uint32)
+    r, words, keys = 0, scores.view(np.uint32), np.empty(len(members), np.int64)
     for m in members:
         if m != skip:
             keys[r] = rank_key(words[m], m)
@@ -119,15 +119,14 @@ def counted_ap(scores, members, skip, keys, first, counts):
         return np.nan
     sort_keys(keys, r)
     top, bottom = scores[keys[0] & LOW_WORD], scores[keys[r - 1] & LOW_WORD]
-    last = len(counts) - 1
+    last = intervals - 1
     # Capped, so that 0 * scale stays 0 when all relevant items score the same.
     scale = np.float32(min((last - 2) / max(np.float64(top - bottom), 1e-30), 1e30))
-    first[:] = 0
+    first, counts = np.zeros(intervals + 1, np.int32), np.zeros(intervals, np.int32)
     for p in range(r):
         first[interval(scores[keys[p] & LOW_WORD], top, scale, last) + 1] += 1
     for v in range(last + 1):
         first[v + 1] += first[v]
-    counts[:] = 0
     ahead = np.zeros(r + 1, np.int64)
     places = np.empty(BLOCK, np.int32)
     for start in range(0, len(scores), BLOCK):
@@ -211,12 +210,11 @@ def single_label_ap(scores, labels, skips, order, offsets, out):
             members = order[offsets[c] : offsets[c + 1]]
             r = len(members)
             if r * COUNTING_SHARE < n:
-                intervals = max(INTERVALS, 4 * r)
-                keys, counts = np.empty(r, np.int64), np.empty(intervals, np.int32)
-                out[i] = counted_ap(scores[i], members, skips[i], keys, np.empty(intervals + 1, np.int32), counts)
+                out[i] = counted_ap(scores[i], members, skips[i], max(INTERVALS, 4 * r))
             else:
                 flags = np.zeros(n, np.uint8)
-                flags[members] = 1
+                for m in members:
+                    flags[m] = 1
                 out[i] = flagged_ap(scores[i], flags, skips[i], INDEX)
 
 

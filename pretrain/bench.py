@@ -1,0 +1,91 @@
+"""Speed of pre-training as ratios: `python -m pretrain.bench [objective=... data=... trainer.batch_size=...]`.
+
+Compares, interleaved in one run and best of several rounds, the whole loop (decode, crop, colours, teacher, student,
+loss, clipping, optimiser, teacher update) with the bare forward and backward of the same networks on ready views. A
+ratio of 1 means that nothing but the networks costs time.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from pretrain import cli
+from pretrain.train import Run, prepare, start_epoch, train_step
+from pretrain.views import colour_views
+
+ROUNDS, STEPS = 5, 12
+
+
+def batches_for_ever(run: Run) -> Iterator[dict[str, Any]]:
+    """Batches of successive epochs from the run's loader."""
+    epoch = 0
+    while True:
+        run.batches.epoch, run.batches.start = epoch, 0
+        yield from run.loader
+        epoch += 1
+
+
+def synchronise(run: Run) -> None:
+    """Wait for the device."""
+    if run.fabric.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_loop(run: Run, source: Iterator[dict[str, Any]]) -> float:
+    """Seconds a step of the whole loop."""
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        train_step(run, next(source), 0)
+    synchronise(run)
+    return (time.perf_counter() - began) / STEPS
+
+
+def time_bare(run: Run, views: list[torch.Tensor]) -> float:
+    """Seconds of one forward and backward of the student and one forward of the teacher on ready views."""
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        if run.teacher is not None:
+            with torch.no_grad(), run.fabric.autocast():
+                run.teacher(views[:2])
+        run.fabric.backward(run.student(views).float().square().mean())
+        run.student.zero_grad()
+    synchronise(run)
+    return (time.perf_counter() - began) / STEPS
+
+
+def bench(cfg: DictConfig) -> None:
+    """Measure and print one table."""
+    run = prepare(cfg, Path(cfg.runs) / "bench")
+    start_epoch(run, 0)
+    source = batches_for_ever(run)
+    batch = next(source)
+    backbone = run.network.backbone
+    views = colour_views(batch, backbone.mean, backbone.std, run.fabric.device)
+    time_bare(run, views), time_loop(run, source)  # warm-up
+    rounds = [(time_loop(run, source), time_bare(run, views)) for _ in range(ROUNDS)]
+    loop, bare = (min(column) for column in zip(*rounds, strict=True))
+    size = run.batches.batch_size
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if run.fabric.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    print(f"{date.today()}  {platform.machine()}, {torch.get_num_threads()} threads, {run.fabric.device}, torch {torch.__version__}")
+    print(f"python -m pretrain.bench {' '.join(sys.argv[1:])}")
+    print(f"{run.info['objective']}, {backbone.spec['name']}, {len(views)} views of {views[0].shape[-1]} px, batch {size}")
+    print(f"{'whole loop':<28}{size / loop:10.0f} images/s")
+    print(f"{'bare forward and backward':<28}{size / bare:10.0f} images/s")
+    print(f"{'ratio':<28}{bare / loop:10.2f}   (best of {ROUNDS} rounds of {STEPS} steps)")
+    print(f"{'peak memory':<28}{memory:10.0f} MiB")
+
+
+if __name__ == "__main__":
+    cli.run(bench, "pretrain")
