@@ -30,7 +30,7 @@ class Features:
 
 
 class ConvStem(nn.Sequential):
-    """Patch embedding in small steps: 3 x 3 convolutions of stride 2, group norm, GELU; (B, 3, H, W) -> (B, C, H/p, W/p).
+    """Patch embedding in steps: 3 x 3 convolutions of stride 2, group norm, GELU; (B, 3, H, W) -> (B, C, H/p, W/p).
 
     Group norm rather than batch norm: the map of an image depends on no other image, so the number of processes and
     the crops that share a call change nothing, and the teacher needs no running statistics.
@@ -111,7 +111,7 @@ class Backbone(nn.Module):
         if not 1 <= n <= self.depth:
             raise ValueError(f"asked for the last {n} blocks of a backbone of {self.depth}; use 1 to {self.depth}")
         images = self.whole_patches(images)
-        pairs = self.vit.forward_intermediates(
+        pairs: Any = self.vit.forward_intermediates(
             images, indices=n, norm=True, return_prefix_tokens=True, intermediates_only=True
         )
         if self.vit.num_prefix_tokens == 0:
@@ -122,7 +122,8 @@ class Backbone(nn.Module):
         """Keys of the last attention layer before scaling, heads concatenated, no prefix tokens: (B, D, h, w)."""
         images = self.whole_patches(images)
         caught: list[Tensor] = []
-        handle = self.vit.blocks[-1].attn.qkv.register_forward_hook(lambda _m, _i, out: caught.append(out))
+        last: Any = self.vit.blocks[-1]
+        handle = last.attn.qkv.register_forward_hook(lambda _m, _i, out: caught.append(out))
         try:
             self.vit.forward_features(images)
         finally:
@@ -165,15 +166,17 @@ def build_vit(
     if pool == "avg":
         options |= {"class_token": False, "fc_norm": False}
     if stem == "conv":
-        size = patch_size or int(timm.create_model(name, num_classes=0, depth=0).patch_embed.patch_size[0])
-        width = int(overrides.get("embed_dim", timm.create_model(name, num_classes=0, depth=0).embed_dim))
+        plain: Any = timm.create_model(name, num_classes=0, depth=0)
+        size = patch_size or int(plain.patch_embed.patch_size[0])
+        width = int(overrides.get("embed_dim", plain.embed_dim))
         options |= {"embed_layer": partial(HybridEmbed, backbone=ConvStem(size, width)), "patch_size": 1}
     elif stem == "patch":
         options |= {"patch_size": patch_size} if patch_size else {}
     else:
         raise ValueError(f"unknown stem {stem!r}; use 'patch' or 'conv'")
     try:
-        return timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+        vit: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
+        return vit
     except TypeError as error:
         raise ValueError(f"backbone {name}: {error}") from error
 

@@ -78,9 +78,12 @@ def bench(cfg: DictConfig) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if run.fabric.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
-    print(f"{date.today()}  {platform.machine()}, {torch.get_num_threads()} threads, {run.fabric.device}, torch {torch.__version__}")
+    threads, device = torch.get_num_threads(), run.fabric.device
+    print(f"{date.today()}  {platform.machine()}, {threads} threads, {device}, torch {torch.__version__}")
     print(f"python -m pretrain.bench {' '.join(sys.argv[1:])}")
-    print(f"{run.info['objective']}, {backbone.spec['name']}, {len(views)} views of {views[0].shape[-1]} px, batch {size}")
+    print(
+        f"{run.info['objective']}, {backbone.spec['name']}, {len(views)} views of {views[0].shape[-1]} px, batch {size}"
+    )
     print(f"{'whole loop':<28}{size / loop:10.0f} images/s")
     print(f"{'bare forward and backward':<28}{size / bare:10.0f} images/s")
     print(f"{'ratio':<28}{bare / loop:10.2f}   (best of {ROUNDS} rounds of {STEPS} steps)")

@@ -162,7 +162,7 @@ def load_backbone(path: str | Path, *, branch: str = "teacher") -> Backbone:
 
 
 def load_head(path: str | Path, *, branch: str = "teacher") -> nn.Module:
-    """Projection head of a run (for BITS the binary channel) in evaluation mode: features (B, D) -> logits (B, bits)."""
+    """Projection head of a run (for BITS the binary channel) in evaluation mode: features (n, D) -> logits (n, B)."""
     from pretrain.heads import build_head  # private to pre-training; needed only here
 
     info = read_run(path)

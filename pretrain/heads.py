@@ -26,10 +26,10 @@ class SyncBatchNorm(nn.BatchNorm1d):
         n, mean = sums[0].detach(), sums[1:] / sums[0].detach()
         var = sum_over_processes((rows - mean).square().sum(0)) / n
         with torch.no_grad():
-            self.num_batches_tracked += 1  # type: ignore[operator]
-            momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
-            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), momentum)  # type: ignore[union-attr]
-            self.running_var.lerp_((var.detach() * n / (n - 1)).to(self.running_var.dtype), momentum)  # type: ignore[union-attr]
+            buffers: Any = self  # typed as optional, but a layer that tracks statistics has all three
+            buffers.num_batches_tracked += 1
+            buffers.running_mean.lerp_(mean.detach().to(buffers.running_mean.dtype), self.momentum)
+            buffers.running_var.lerp_((var.detach() * n / (n - 1)).to(buffers.running_var.dtype), self.momentum)
         normal = (rows - mean) * torch.rsqrt(var + self.eps)
         return normal * self.weight + self.bias if self.affine else normal
 
@@ -39,7 +39,8 @@ class MLPHead(nn.Module):
 
     `bn` puts batch norm before each GELU, `final_bn` after the last layer (no affine). `init="reference"` draws
     weights from a truncated normal of std 0.02 (cut at +-2), `init="fan_in"` with std gain/sqrt(fan-in), which narrow
-    heads need to start with logits of order 0.1 to 1. Without normalisation the output is the logit vector of the binary channel.
+    heads need to start with logits of order 0.1 to 1. Without normalisation the output is the logit vector of the
+    binary channel.
     Source: DINO, arXiv 2104.14294; BITS, arXiv 2602.09764, section 4.
     """
 
@@ -148,9 +149,9 @@ class PrototypeHead(nn.Module):
 class Projector(nn.Module):
     """Linear, batch norm, ReLU, ..., Linear without bias: features (n, dim) -> (n, out) in `layers` linear layers.
 
-    `bias` gives all but the last layer one; `init` is "torch" (the framework's default) for every layer or "reference"
-    (truncated normal of std 0.02) for all but the last. Two layers for IMSVD and MUSIC, three for Barlow Twins (no bias)
-    and VICReg. Source: the public codes of arXiv 2501.03469, 2103.03230 and 2105.04906.
+    `bias` gives all but the last layer one; `init` is "torch" (the framework's default) for every layer or
+    "reference" (truncated normal of std 0.02) for all but the last. Two layers for IMSVD and MUSIC, three for Barlow
+    Twins (no bias) and VICReg. Source: the public codes of arXiv 2501.03469, 2103.03230 and 2105.04906.
     """
 
     def __init__(

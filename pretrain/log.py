@@ -35,7 +35,7 @@ def describe_machine(fabric: Fabric) -> dict[str, Any]:
 
 
 class Progress:
-    """A progress bar over steps with images per second and time left; a plain line now and then where no terminal is."""
+    """A progress bar over steps with images per second and time left; now and then a line where no terminal is."""
 
     def __init__(self, total: int, run: Any, quiet: bool):
         self.bar = tqdm(
@@ -60,7 +60,9 @@ class Progress:
             self.bar.set_postfix_str(f"loss {scalars['loss'].item():.3f}, {rate:.0f} images/s", refresh=False)
         self.bar.update()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.close()
 
 
@@ -77,19 +79,25 @@ class Log:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 open(self.path, "a").close()
             except OSError as error:
-                raise OSError(f"cannot write {self.path}: {error.strerror}; choose a folder you may write: runs=...") from error
+                raise OSError(
+                    f"cannot write {self.path}: {error.strerror}; choose a folder you may write: runs=..."
+                ) from error
         self.rows = [] if fresh or not self.main else self._rows_until(run.step)
 
     def _rows_until(self, step: int) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
         with open(self.path, newline="") as file:
-            return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
+            return [
+                row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) <= step
+            ]
 
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.file is not None:
             self.file.close()
 

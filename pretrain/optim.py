@@ -15,9 +15,10 @@ def parameter_groups(
     """Two groups: decayed (two or more dimensions, no bias) and not decayed (biases and norms).
 
     `decay_tokens` decays class token and position embedding too, as the DINO family does; timm's lists exclude them.
-    `plain_factor` multiplies the learning rate of the second group (Barlow Twins gives biases and norms their own rate).
+    `plain_factor` multiplies the second group's learning rate (Barlow Twins gives biases and norms their own rate).
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -34,7 +35,7 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling with momentum; one-dimensional tensors skip weight decay and adaptation.
 
     u = g + wd p;  u <- u eta ||p||/||u|| (factor 1 when a norm is 0);  mu <- momentum mu + u;  p <- p - lr mu.
-    A group may set `adapt` to False. Source: arXiv 1708.03888; Barlow Twins, arXiv 2103.03230, public code.
+    Source: arXiv 1708.03888; Barlow Twins, arXiv 2103.03230, public code.
     """
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,12 +16,15 @@ from pretrain.distributed import is_distributed
 class Network(nn.Module):
     """Backbone and head: a list of V views -> head output (V, N, B)."""
 
+    backbone: Any
+    head: Any
+
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def forward(self, views: list[Tensor]) -> Tensor:
-        """Forward views (N, 3, H, W) in order; consecutive views of one size share a backbone call, all one head call."""
+        """Forward views (N, 3, H, W) in order; consecutive ones of a size share a backbone call, all one head call."""
         groups: list[list[Tensor]] = []
         for view in views:
             if groups and groups[-1][-1].shape == view.shape:
@@ -31,12 +35,12 @@ class Network(nn.Module):
         return self.head(features).view(len(views), len(views[0]), -1)
 
 
-def make_teacher(student: nn.Module) -> nn.Module:
+def make_teacher(student: Any) -> Any:
     """An exact copy of the student without gradients and without stochastic depth."""
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in teacher.modules():
         if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
+            module.drop_prob = 0.0  # type: ignore[assignment]
     return teacher
 
 

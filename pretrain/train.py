@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pretrain import cli, diagnostics
@@ -36,9 +36,13 @@ from pretrain.teacher import HeadReset, Network, hash_seed, make_teacher, update
 from pretrain.views import Crops, EpochBatches, View, colour_views
 
 #: configuration keys that change no number of a run
-HARMLESS = ("runs", "data_root", "data.splits", "data.prepare", "quiet", "overwrite", "trainer.workers") + tuple(
-    f"trainer.{key}" for key in ("save_every", "save_minutes", "keep_every", "log_every", "devices", "num_nodes", "stop_after_epoch")
-)
+HARMLESS = {"runs", "data_root", "data.splits", "data.prepare", "quiet", "overwrite"}
+HARMLESS |= {
+    f"trainer.{key}"
+    for key in (
+        "workers", "save_every", "save_minutes", "keep_every", "log_every", "devices", "num_nodes", "stop_after_epoch"
+    )
+}  # fmt: skip
 
 
 @dataclass
@@ -46,8 +50,8 @@ class Run:
     """Everything a step touches."""
 
     fabric: Fabric
-    student: nn.Module
-    teacher: nn.Module | None
+    student: Any
+    teacher: Network | None
     objective: Objective
     optimizer: torch.optim.Optimizer
     batches: EpochBatches
@@ -91,7 +95,7 @@ def fit(run: Run, log: Log, quiet: bool = False) -> None:
                 if agreed(run.fabric, bool(stop)):
                     save(run)
                     raise cli.Interrupted(
-                        f"{run.directory} is saved at step {run.step} of {last * n}; the same command goes on from there"
+                        f"{run.directory} is saved at step {run.step} of {last * n}; the same command goes on"
                     )
                 if time.monotonic() - saved > 60 * run.trainer["save_minutes"]:
                     save(run)
@@ -164,7 +168,8 @@ def agreed(fabric: Fabric, flag: bool) -> bool:
     """Whether any process raises the flag: all must leave a step together."""
     if fabric.world_size == 1:
         return flag
-    return bool(fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum") > 0)
+    total: Any = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    return bool(total > 0)
 
 
 @contextlib.contextmanager
@@ -288,13 +293,19 @@ def make_fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: 
     elif devices == "auto" and not torch.cuda.is_available():
         devices = 1
     fabric = Fabric(
-        accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision  # type: ignore[arg-type]
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()
     return fabric
 
 
-def make_schedules(optim: Mapping[str, Any], ema: Mapping[str, float], epochs: int, n: int, batch: int) -> dict[str, np.ndarray]:
+def make_schedules(
+    optim: Mapping[str, Any], ema: Mapping[str, float], epochs: int, n: int, batch: int
+) -> dict[str, np.ndarray]:
     """Learning rate (scaled by batch/256), weight decay and teacher momentum, one value a step."""
     peak, warmup = optim["lr"] * batch / 256, optim["warmup_epochs"]
     if optim["schedule"] == "lars":
@@ -350,12 +361,13 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     fabric.barrier()
     images: ImageData = hydra.utils.instantiate(cfg.data.splits.train, skip_bad=trainer["skip_bad"])
     views: list[View] = hydra.utils.instantiate(cfg.views)
-    objective: Objective = hydra.utils.instantiate(cfg.objective.loss, head=config["objective"]["head"], _convert_="all")
+    head = config["objective"]["head"]
+    objective: Objective = hydra.utils.instantiate(cfg.objective.loss, head=head, _convert_="all")
     objective.check_batch(trainer["batch_size"], len(views))
     torch.manual_seed(seed)
     backbone = Backbone(**config["backbone"])
     check_images(images, views, backbone.patch_size, trainer["upscale"])
-    head = {**config["objective"]["head"], "dim": backbone.dim}
+    head = {**head, "dim": backbone.dim}
     network = Network(backbone, build_head(head))
     batches = EpochBatches(len(images), trainer["batch_size"], seed, fabric.global_rank, fabric.world_size)
     loader = DataLoader(
@@ -383,7 +395,7 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
         **describe_machine(fabric),
     }
     return Run(
-        fabric, student, teacher, fabric.to_device(objective), optimizer, batches, loader,
+        fabric, student, teacher, objective.to(fabric.device), optimizer, batches, loader,
         make_schedules(optim, config["ema"], trainer["epochs"], len(batches), trainer["batch_size"]),
         HeadReset(**config["head_reset"]), directory, info, trainer, (optim["clip_grad"], optim["clip_mode"]),
         probe_images(images, backbone),

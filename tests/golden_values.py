@@ -20,7 +20,10 @@ def load(name: str) -> dict[str, Any]:
 
 def close(ours: Any, golden: Any, tolerance: float = 1e-5) -> None:
     """Assert max|a - b| <= tolerance max|b|."""
-    a, b = (x.detach().double() if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float64) for x in (ours, golden))
+    a, b = (
+        x.detach().double() if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float64)
+        for x in (ours, golden)
+    )
     assert a.shape == b.shape, f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
     assert (a - b).abs().max() <= tolerance * b.abs().max(), f"off by {(a - b).abs().max():.3g}"
 

@@ -42,7 +42,9 @@ def test_the_objective_itself_takes_the_reference_steps() -> None:
     ).double()
     for step in (1, 2, 3):
         objective.start_epoch(GOLDEN[f"s{step}_epoch"])
-        output = objective(by_view(GOLDEN[f"s{step}_student"], GOLDEN["ncrops"]), by_view(GOLDEN[f"s{step}_teacher"], 2))
+        output = objective(
+            by_view(GOLDEN[f"s{step}_student"], GOLDEN["ncrops"]), by_view(GOLDEN[f"s{step}_teacher"], 2)
+        )
         close(output.loss, GOLDEN[f"s{step}_loss"])
         close(objective.center, GOLDEN[f"s{step}_center_after"])
 
@@ -87,4 +89,6 @@ def test_a_frozen_last_layer_does_not_decay() -> None:
 @pytest.mark.parametrize("temps", [(0.0, 0.04), (0.1, -1.0)])
 def test_temperatures_must_be_positive(temps: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="positive"):
-        dino_loss(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(1, 4), student_temp=temps[0], teacher_temp=temps[1])
+        dino_loss(
+            torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(1, 4), student_temp=temps[0], teacher_temp=temps[1]
+        )

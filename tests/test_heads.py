@@ -17,7 +17,9 @@ GOLDEN = load("heads.npz")
 
 
 def reference_head(normalize: bool) -> MLPHead:
-    head = MLPHead(GOLDEN["in_dim"], hidden=GOLDEN["hidden_dim"], out=GOLDEN["bottleneck_dim"], normalize=normalize).double()
+    head = MLPHead(
+        GOLDEN["in_dim"], hidden=GOLDEN["hidden_dim"], out=GOLDEN["bottleneck_dim"], normalize=normalize
+    ).double()
     layers = [layer for layer in head.mlp if isinstance(layer, nn.Linear)]
     with torch.no_grad():
         for i, layer in enumerate(layers):
@@ -65,7 +67,9 @@ def test_a_redraw_changes_all_weights_and_repeats_with_its_seed(kind: str) -> No
     before = {name: value.clone() for name, value in head.state_dict().items()}
     head.redraw(torch.Generator().manual_seed(1))
     first = {name: value.clone() for name, value in head.state_dict().items()}
-    assert all(not torch.equal(before[name], first[name]) for name in before if before[name].ndim == 2 and "scale" not in name)
+    assert all(
+        not torch.equal(before[name], first[name]) for name in before if before[name].ndim == 2 and "scale" not in name
+    )
     head.redraw(torch.Generator().manual_seed(1))
     assert all(torch.equal(first[name], value) for name, value in head.state_dict().items())
 

@@ -26,7 +26,9 @@ def test_cosine_schedules_equal_the_reference(key: str, base: float, final: floa
 
 def test_lars_schedule_and_teacher_temperature_equal_the_reference() -> None:
     n = SCHEDULES["niter_per_ep"]
-    close(torch.from_numpy(lars_schedule(0.6 * 2048 / 256, SCHEDULES["epochs"] + 10, n, 10)), SCHEDULES["lars_lr"], 1e-12)
+    close(
+        torch.from_numpy(lars_schedule(0.6 * 2048 / 256, SCHEDULES["epochs"] + 10, n, 10)), SCHEDULES["lars_lr"], 1e-12
+    )
     close(torch.from_numpy(linear_then_constant(0.04, 0.07, 4, SCHEDULES["epochs"])), SCHEDULES["ttemp"], 1e-12)
 
 

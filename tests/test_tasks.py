@@ -317,3 +317,14 @@ def test_an_unfinished_run_is_said_to_be(tmp_path, data):
     bench.evaluate({str(save_tiny_run(tmp_path / "runs", finished=False)): [Item(KNN(), "folder")]})
     assert any("had not finished" in note for note in bench.written[0].notes)
     assert math.isfinite(bench.written[0].score.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", GLOBAL)
+def test_a_gpu_gives_the_scores_of_the_cpu(name, tmp_path, images, run):
+    scores = []
+    for device in ("cpu", "cuda"):
+        given = subject(run, folder_data(images), tmp_path / device)
+        given.store.device = torch.device(device)
+        scores.append({key: score.value for key, score in load_task(name).run(given).scores.items()})
+    assert scores[1] == pytest.approx(scores[0], abs=0.06)  # one of 18 images may fall on the other side

@@ -20,7 +20,7 @@ SOURCES = ("student_global", "student_teacher_mean", "student_concat", "student_
 
 
 def targets_from(teacher: Tensor, target: str, tau: float) -> Tensor:
-    """Messages of teacher logits, without gradient: `hard` bits (logit > 0) or `soft` probabilities sigma(logit/tau)."""
+    """Messages of teacher logits, without gradient: `hard` bits (logit > 0) or `soft` shares sigma(logit/tau)."""
     if target == "hard":
         return to_bits(teacher.detach()).to(teacher.dtype)
     if target == "soft" and tau > 0:

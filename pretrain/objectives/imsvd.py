@@ -1,7 +1,7 @@
 """IMSVD and MUSIC: information measures on the joint probabilities of softly discretised variables.
 
-IMSVD: arXiv 2501.03469 and its public code. MUSIC: arXiv 2206.06461, of which no code is public; its loss is taken to be
-the same object with segments for variables (see `pretrain.objectives.music`).
+IMSVD: arXiv 2501.03469 and its public code. MUSIC: arXiv 2206.06461, whose code is not public; its loss is taken
+to be the same object with segments for variables (see `pretrain.objectives.music`).
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def joint_entropy_loss(
     """(loss, dia, off, ti): the terms already multiplied by their coefficients, loss their sum; nats.
 
     x1, x2 (n, S k) projector outputs of two views. dia: mean over variables of P ln P on the diagonal; off: mean over
-    ordered pairs of variables of the sum of P ln P in their block; ti: mean negative log of the two views' inner product
+    ordered pairs of variables of the sum of P ln P in their block; ti: mean negative log of the views' inner product
     (`ti_form="one_minus_inner"`: one minus it). The joint matrix covers all processes, ti this one.
-    Raises ValueError on shapes, bins, temperature or forms it does not know. Source: IMSVD, arXiv 2501.03469, public code.
+    Raises ValueError on shapes, bins, temperature or forms it does not know. Source: arXiv 2501.03469, public code.
     """
     if x1.shape != x2.shape:
         raise ValueError(f"views of shape {tuple(x1.shape)} and {tuple(x2.shape)} differ")

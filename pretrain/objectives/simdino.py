@@ -29,8 +29,8 @@ def simdino_loss(
 
     student (V, N, B), teacher (2, N, B) raw head outputs, L2-normalised inside. Compression is the mean cosine over
     cross pairs, expansion gamma times the mean half-logdet over the two global views of the student (`expa_type` 0) or
-    of the mean of student and teacher (1). `reduce_cov` sums covariances over processes; without it each process keeps its
-    own but divides by the global batch, as the published run did. `eps` is un-squared.
+    of the mean of student and teacher (1). `reduce_cov` sums covariances over processes; without it each process keeps
+    its own but divides by the global batch, as the published run did. `eps` is un-squared.
     Raises ValueError on another expa_type or shape. Source: SimDINO, arXiv 2502.10385, public code.
     """
     check_views(student, teacher)

@@ -30,8 +30,8 @@ def vicreg_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, invariance, variance, covariance): the three terms before their coefficients.
 
-    z_a, z_b (n, D) projections of two views. Variance is the mean of both views' hinges (half of what libraries that sum
-    them use), covariance their sum. Both are formed over the rows of all processes, invariance over this one's.
+    z_a, z_b (n, D) projections of two views. Variance is the mean of both views' hinges (half of what libraries that
+    sum them use), covariance their sum. Both are formed over the rows of all processes, invariance over this one's.
     Raises ValueError on shapes or fewer than two rows. Source: arXiv 2105.04906, public code.
     """
     if z_a.shape != z_b.shape or z_a.ndim != 2:
