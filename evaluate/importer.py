@@ -142,7 +142,7 @@ def read_own_run(reference: Reference) -> Checkpoint:
     """A run of this suite or one of its kept epochs."""
     info = read_run(reference.path)
     backbone = load_backbone(reference.path, branch=reference.branch)
-    is_binary = info.get("binary", info["objective"].startswith("bits"))
+    is_binary = info["binary"]
     name, parent = info["name"], None
     if reference.path.parent.name == "epochs":
         name, parent = f"{name}/epochs/{reference.path.name}", name

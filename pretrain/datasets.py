@@ -36,7 +36,9 @@ def decode(data: bytes, path: str) -> Image.Image:
                 return Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot decode {path}: {error}; mend or remove it, or set data.skip_bad=true") from error
+        raise ImageError(
+            f"cannot decode {path}: {error}; mend or remove it, or set skip_bad=true (pretrain: trainer.skip_bad=true)"
+        ) from error
 
 
 class Folder:
@@ -63,8 +65,10 @@ class Folder:
 
     def size(self, name: str) -> int:
         """Bytes of a file (0 when it is missing)."""
-        path = self.root / name
-        return path.stat().st_size if path.exists() else 0
+        try:
+            return os.stat(f"{self.root}/{name}").st_size
+        except OSError:
+            return 0
 
 
 class Archive:
@@ -174,7 +178,7 @@ class ImageData:
         """Digest of all names, file sizes and labels, in order: equal sets have equal digests wherever they lie."""
         digest = hashlib.sha256()
         for i, path in enumerate(self.paths):
-            label = "" if self.labels is None else np.array2string(self.labels[i], max_line_width=10**6)
+            label = "" if self.labels is None else self.labels[i].tolist()
             digest.update(f"{path}\0{self.source.size(path)}\0{label}\n".encode())
         return digest.hexdigest()[:16]
 

@@ -387,6 +387,7 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
         "name": config["name"],
         "objective": config["objective"]["name"],
         "label": objective.label,
+        "binary": objective.binary,
         "backbone": backbone.spec,
         "head": head,
         "config": config,

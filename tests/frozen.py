@@ -27,7 +27,14 @@ def save_tiny_run(runs: Path, objective: str = "bits_fixed", *, seed: int = 1, b
     backbone = Backbone(**SPEC)
     head = {"kind": "mlp", "dim": 16, "hidden": 16, "out": bits, "init": "fan_in"}
     parts = (backbone, build_head(head))
-    facts = {"name": objective, "objective": objective, "label": "", "backbone": backbone.spec, "head": head}
+    facts = {
+        "name": objective,
+        "objective": objective,
+        "label": "",
+        "binary": objective.startswith("bits"),
+        "backbone": backbone.spec,
+        "head": head,
+    }
     facts |= {"config": {}, "epoch": 3.0, "step": 9, "images_seen": 108, "seed": seed, "commit": "none"}
     facts |= {"data": {"name": "folder", "fingerprint": "none", "images": 36}, "finished": True}
     directory = runs / info.get("name", objective)

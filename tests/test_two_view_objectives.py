@@ -9,8 +9,9 @@ import torch
 from golden_values import close, gradient, load
 
 from pretrain.objectives.barlow_twins import BarlowTwins, barlow_twins_loss
-from pretrain.objectives.imsvd import block_probabilities, joint_entropy_loss, joint_probabilities
+from pretrain.objectives.imsvd import joint_entropy_loss
 from pretrain.objectives.music import Music
+from pretrain.objectives.segments import block_probabilities, joint_probabilities
 from pretrain.objectives.vicreg import vicreg_loss
 
 IMSVD, BARLOW, VICREG = load("imsvd_loss.npz"), load("barlow_twins_loss.npz"), load("vicreg_loss.npz")

@@ -11,6 +11,7 @@ codes       entropies and correlations of bits
 statistics  bootstrap intervals and paired tests (numpy and scipy only)
 video       DAVIS region similarity J and contour accuracy F
 coco        COCO average precision
+segmentation, masks, eigen, bit_graph, largest: parts of the dense tasks
 
 Names are imported on first use, so that statistics never loads torch.
 """

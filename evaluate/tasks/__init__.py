@@ -1,1 +1,5 @@
-"""Benchmark tasks: objects (MaskCut), video (label propagation), dense_retrieval (in-context segmentation)."""
+"""Benchmark tasks, one file each; `base` says what a task is.
+
+knn, retrieval, hamming, linear (and linear_cached) score frozen features. objects (MaskCut), video (label propagation)
+and dense_retrieval (in-context segmentation) hold the mathematics of the dense tasks.
+"""

@@ -31,6 +31,8 @@ class Objective(nn.Module):
     uses_teacher: ClassVar[bool] = True
     #: fewest rows (images of all processes) for which the statistic of the loss is defined
     min_rows: ClassVar[int] = 1
+    #: whether the sign of a head output is a bit of a message
+    binary: ClassVar[bool] = False
     #: said wherever results of the objective appear
     label: ClassVar[str] = ""
 

@@ -148,6 +148,7 @@ class Bits(Objective):
     """BITS with every choice the paper leaves open as a keyword (see `bits_loss`)."""
 
     min_rows = 2
+    binary = True
 
     def __init__(self, head: dict[str, Any], **choices: Any):
         super().__init__(head)

@@ -8,7 +8,7 @@ hyper-parameters are IMSVD's: every result carries that label.
 
 from __future__ import annotations
 
-from pretrain.objectives.imsvd import JointEntropy
+from pretrain.objectives.segments import JointEntropy
 
 
 class Music(JointEntropy):
