@@ -29,13 +29,12 @@ import numpy as np
 
 from evaluate.storage import StoredArrays, one_line, pack, plain, slug, write_whole
 
-SCHEMA = 1
+SCHEMA = 2
 KINDS = ("run", "baseline", "foreign")
 STATUSES = ("skipped", "failed")
 BOUNDS = ("value", "low", "high")
 FIELDS = {"checkpoint": dict, "task": str, "task_version": int, "dataset": str, "protocol": dict, "main": str}
 FIELDS |= {"higher_is_better": bool, "scores": dict, "skipped": dict, "provenance": dict, "notes": list}
-MIGRATIONS: dict[int, Callable[[dict], dict]] = {}  # schema n -> function that returns the same record in schema n + 1
 
 
 @dataclass(frozen=True)
@@ -169,6 +168,7 @@ def write(root: str | Path, record: Record) -> Path:
         file = f"{path.stem}.{secrets.token_hex(4)}.npz"
         write_whole(path.parent / file, content)
         data["outcomes"] = {"file": file, "sha256": hashlib.sha256(content).hexdigest()}
+        data["outcomes"]["names"] = list(record.outcomes)
     write_whole(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
     for stale in (*replaced, *twins):  # only now: a kill before this line leaves the older record complete
         stale.unlink(missing_ok=True)
@@ -229,6 +229,14 @@ def _to_json(record: Record) -> dict:
 # ---- reading
 
 
+def _name_outcomes(data: dict) -> dict:
+    """Schema 1 -> 2: a record says which arrays lie beside it; those of an older one are known once it is opened."""
+    return data if "outcomes" not in data else data | {"outcomes": data["outcomes"] | {"names": None}}
+
+
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {1: _name_outcomes}  # schema n -> the same record in schema n + 1
+
+
 def migrate(data: dict, steps: Mapping[int, Callable[[dict], dict]] = MIGRATIONS, newest: int = SCHEMA) -> dict:
     """Bring the JSON of a record to the newest schema; raises ValueError for a schema this program does not know."""
     schema = data.get("schema")
@@ -250,7 +258,7 @@ def read(path: str | Path) -> Record:
     try:
         data = migrate(json.loads(path.read_bytes()))
         stored = data.pop("outcomes", None)
-        outcomes = StoredArrays(path.parent / Path(stored["file"]).name, stored["sha256"]) if stored else {}
+        outcomes = _stored(path.parent, **stored) if stored else {}
         data["scores"] = {name: _score(score) for name, score in data["scores"].items()}
         claimed = data.pop("fingerprint")
         record = Record(**data, outcomes=outcomes, path=path)
@@ -260,6 +268,11 @@ def read(path: str | Path) -> Record:
     except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"{path}: damaged record ({one_line(error)}); evaluate it again or delete the file") from error
     return record
+
+
+def _stored(folder: Path, file: str, sha256: str, names: list[str] | None) -> StoredArrays:
+    """Arrays beside a record; a name with folders in it cannot lead elsewhere."""
+    return StoredArrays(folder / Path(file).name, sha256, names)
 
 
 def _score(data: dict) -> Score:
@@ -351,7 +364,7 @@ def verify(root: str | Path) -> list[str]:
         if isinstance(record.outcomes, StoredArrays):
             referenced.add(record.outcomes.path)
             try:
-                len(record.outcomes)
+                record.outcomes.check()
             except (FileNotFoundError, ValueError) as error:
                 problems.append(str(error))
     read_statuses(root, problems)
@@ -365,6 +378,12 @@ def verify(root: str | Path) -> list[str]:
 # ---- command line
 
 
+def _is_chosen(record: Record, options: argparse.Namespace) -> bool:
+    about = {"checkpoint": record.checkpoint["name"], "objective": record.checkpoint["objective"]}
+    about |= {name: getattr(record, name) for name in ("task", "dataset", "fingerprint")}
+    return all(getattr(options, name) in (None, value) for name, value in about.items())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`list`, `verify` or `export` the records of a folder; the exit status is 1 when `verify` found something."""
     from evaluate.leaderboard import export
@@ -373,6 +392,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=("list", "verify", "export"))
     parser.add_argument("--root", default="results/records", help="folder of the records (default: %(default)s)")
     parser.add_argument("--task", help="only this task")
+    parser.add_argument("--dataset", help="only this dataset")
+    parser.add_argument("--fingerprint", help="only this protocol")
+    parser.add_argument("--checkpoint", help="only checkpoints of this name")
     parser.add_argument("--objective", help="only checkpoints of this objective")
     parser.add_argument("--to", default="records.csv", help="export to this .csv or .parquet (default: %(default)s)")
     options = parser.parse_args(arguments)
@@ -382,11 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = verify(options.root)
         print("\n".join(problems) or f"{len(_record_files(options.root))} records, nothing wrong")
         return 1 if problems else 0
-    chosen = [
-        record
-        for record in read_all(options.root)
-        if options.task in (None, record.task) and options.objective in (None, record.checkpoint["objective"])
-    ]
+    chosen = [record for record in read_all(options.root) if _is_chosen(record, options)]
     try:
         print(export.listing(chosen) if options.action == "list" else export.export(chosen, options.to, options.root))
     except (ValueError, ImportError) as error:

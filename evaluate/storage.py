@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,13 @@ def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
 class StoredArrays(Mapping[str, np.ndarray]):
     """Arrays of one `.npz` file, loaded and checked against their digest when first asked for.
 
-    Raises FileNotFoundError when the file is gone and ValueError when it is not the file that was written.
+    `names`, where they are known, tell what is there without opening the file. Raises FileNotFoundError when the file
+    is gone and ValueError when it is not the file that was written.
     """
 
-    def __init__(self, path: Path, sha256: str) -> None:
+    def __init__(self, path: Path, sha256: str, names: Sequence[str] | None = None) -> None:
         self.path, self.sha256 = path, sha256
+        self._names = None if names is None else tuple(names)
         self._arrays: dict[str, np.ndarray] | None = None
 
     def _load(self) -> dict[str, np.ndarray]:
@@ -92,10 +94,21 @@ class StoredArrays(Mapping[str, np.ndarray]):
         return self._load()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._load())
+        return iter(self._load() if self._names is None else self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in (self._load() if self._names is None else self._names)
 
     def __len__(self) -> int:
-        return len(self._load())
+        return len(self._load() if self._names is None else self._names)
+
+    def check(self) -> None:
+        """Load the file; raises as above, also when the names are not those that were recorded."""
+        found = self._load()
+        if self._names is not None and set(found) != set(self._names):
+            raise ValueError(
+                f"{self.path}: holds {sorted(found)}, recorded were {sorted(self._names)}; evaluate it again"
+            )
 
 
 def one_line(error: Exception) -> str:

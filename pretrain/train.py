@@ -308,6 +308,7 @@ def make_schedules(
 ) -> dict[str, np.ndarray]:
     """Learning rate (scaled by batch/256), weight decay and teacher momentum, one value a step."""
     peak, warmup = optim["lr"] * batch / 256, optim["warmup_epochs"]
+    warmup = min(10, epochs / 10) if warmup is None else warmup
     if optim["schedule"] == "lars":
         rate = lars_schedule(peak, epochs, n, warmup)
     elif optim["schedule"] == "cosine":

@@ -142,6 +142,16 @@ def test_two_processes_writing_at_once_lose_nothing(tmp_path):
     assert all(r.score.value == r.outcomes["correct"].mean() for r in stored)
 
 
+@pytest.mark.slow
+def test_two_processes_writing_a_thousand_records_each_lose_none(tmp_path):
+    writers = [FORK.Process(target=_write_many, args=(tmp_path, p, 334)) for p in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(read_all(tmp_path)) == 2 * 334 * 2 + 1 and verify(tmp_path) == []
+
+
 def test_a_damaged_file_is_named_and_the_rest_is_read(tmp_path):
     damaged, whole = write(tmp_path, record()), write(tmp_path, record("dino-s0"))
     damaged.write_text(damaged.read_text()[:100])
@@ -173,13 +183,42 @@ def test_a_record_edited_by_hand_is_refused(tmp_path, change):
 def test_a_newer_schema_is_refused_in_one_line_and_an_older_one_migrated(tmp_path):
     path = write(tmp_path, record())
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": records.SCHEMA + 1}))
-    with pytest.raises(ValueError, match=r"schema 2 is newer than this program reads \(1\)") as error:
+    newer = rf"schema {records.SCHEMA + 1} is newer than this program reads \({records.SCHEMA}\)"
+    with pytest.raises(ValueError, match=newer) as error:
         read(path)
     assert "\n" not in str(error.value)
     steps = {1: lambda data: data | {"a": data["a"] + 1}, 2: lambda data: data | {"a": data["a"] * 10}}
     assert migrate({"schema": 1, "a": 1}, steps, newest=3) == {"schema": 3, "a": 20}
     with pytest.raises(ValueError, match="unknown"):
         migrate({"a": 1})
+
+
+def test_a_record_of_the_first_schema_is_read_as_the_same_record(tmp_path):
+    path = write(tmp_path, record(correct=[1, 0, 0, 1]))
+    now, data = read(path), json.loads(path.read_text())
+    del data["outcomes"]["names"]  # all that schema 1 lacked
+    path.write_text(json.dumps(data | {"schema": 1}))
+    old = read(path)
+    assert set(old.outcomes) == set(now.outcomes) and old.scores == now.scores and old.fingerprint == now.fingerprint
+    np.testing.assert_array_equal(old.main_outcomes(), [1, 0, 0, 1])
+    assert verify(tmp_path) == []
+    write(tmp_path, old)
+    assert json.loads(path.read_text())["schema"] == records.SCHEMA and verify(tmp_path) == []
+
+
+def test_a_record_names_its_outcomes_without_opening_them(tmp_path):
+    stored = read(write(tmp_path, record(outcomes={"correct": np.ones(4), "sample_id": np.arange(4)})))
+    content = stored.outcomes.path.read_bytes()
+    stored.outcomes.path.unlink()
+    assert list(stored.outcomes) == ["correct", "sample_id"] and "group" not in stored.outcomes
+    with pytest.raises(FileNotFoundError):
+        stored.main_outcomes()
+    stored.outcomes.path.write_bytes(content)
+    data = json.loads(stored.path.read_text())
+    data["outcomes"]["names"] = ["correct"]
+    stored.path.write_text(json.dumps(data))
+    (line,) = verify(tmp_path)
+    assert "holds ['correct', 'sample_id'], recorded were ['correct']" in line
 
 
 def test_verify_reports_missing_changed_and_orphaned_outcomes(tmp_path):
@@ -295,6 +334,11 @@ def test_the_command_line_lists_verifies_and_exports(tmp_path, capsys):
     assert records.main(["list", *root, "--objective", "dino"]) == 0
     listed = capsys.readouterr().out
     assert "dino-s0" in listed and "bits-s0" not in listed and "75.00" in listed
+    for option, value in (("checkpoint", "dino-s0"), ("fingerprint", "0" * 12), ("dataset", "x"), ("task", "knn")):
+        assert records.main(["list", *root, f"--{option}", value]) == 0
+        listed = capsys.readouterr().out
+        kept = {"checkpoint": (True, False), "task": (True, True)}.get(option, (False, False))
+        assert ("dino-s0" in listed, "bits-s0" in listed) == kept
     assert records.main(["verify", *root]) == 0
     assert records.main(["export", *root, "--to", str(tmp_path / "out.csv")]) == 0
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 3

@@ -261,13 +261,13 @@ def seed_means(rows: Iterable[Row]) -> list[SeedMean]:
         if len({row.checkpoint["seed"] for row in group}) < 2:
             continue
         columns = dict.fromkeys(column for row in group for column in row.cells)
-        values = {c: _mean_sd([row.cells[c].score.value for row in group if c in row.cells]) for c in columns}
+        values = {c: mean_and_deviation([row.cells[c].score.value for row in group if c in row.cells]) for c in columns}
         label = group[0].checkpoint.get("label") or ""
         means.append(SeedMean(key[0], label, {c: value for c, value in values.items() if value[2] > 1}))
     return [mean for mean in means if mean.values]
 
 
-def _mean_sd(values: Sequence[float]) -> tuple[float, float, int]:
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float, int]:
     n, mean = len(values), sum(values) / len(values)
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1)), n
 

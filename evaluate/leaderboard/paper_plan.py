@@ -1,0 +1,98 @@
+"""Which checkpoints and columns of a leaderboard belong to the cells of the paper's tables, as `paper.yaml` says."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evaluate.leaderboard.table import Column, Row, Table, recipe
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a number is found: task, dataset and metric of a record."""
+
+    task: str
+    dataset: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What has to be trained: an objective on the paper's data, with settings on top of its own."""
+
+    objective: str
+    options: tuple[str, ...] = ()
+
+    def name(self, data: str) -> str:
+        """Folder of the run; a plain objective has the name that training gives it by itself."""
+        parts = [option.partition("=") for option in self.options]
+        settings = [f"{key.rpartition('.')[2]}{value}" for key, _, value in parts]
+        return "-".join([self.objective, data, *settings])
+
+
+@dataclass
+class Plan:
+    """What `paper.yaml` says, with the rows and columns of a leaderboard to look it up in."""
+
+    spec: dict[str, Any]
+    columns: dict[Place, Column]
+    found: dict[Run, list[list[Row]]]
+    objectives: list[str]
+
+    @property
+    def data(self) -> str:
+        """What every run is pre-trained on."""
+        return self.spec["data"]
+
+    def recipes(self, run: Run) -> list[list[Row]]:
+        """Checkpoints of a run by recipe: the paper's backbone first, then the longest trained, then by name."""
+        return self.found.get(run, [])
+
+    def like_the_paper(self, run: Run) -> list[list[Row]]:
+        """Those recipes that have the paper's backbone."""
+        return [rows for rows in self.recipes(run) if has_backbone(rows[0].checkpoint, self.spec["backbone"])]
+
+    def column(self, place: Place) -> Column | None:
+        """The one protocol of a place that most checkpoints were measured by."""
+        return self.columns.get(place)
+
+
+def read_plan(table: Table) -> Plan:
+    """`paper.yaml` and a leaderboard (of all metrics) to fill it from."""
+    spec = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text("utf-8"))
+    runs = [Run(name, tuple(options)) for entry in spec["by_setting"].values() for name, *options in entry["runs"]]
+    found = _by_run(table.rows, {run.name(spec["data"]): run for run in runs if run.options})
+    for recipes in found.values():
+        recipes.sort(key=lambda rows: _order(rows[0].checkpoint, spec["backbone"]))
+    used = Counter(column for row in table.rows for column in row.cells)
+    columns: dict[Place, Column] = {}
+    for column in sorted(table.columns, key=lambda column: used[column]):  # the most used one stays
+        columns[Place(column.task, column.dataset, column.metric)] = column
+    return Plan(spec, columns, found, sorted({run.objective for run in found}))
+
+
+def has_backbone(checkpoint: dict, backbone: str) -> bool:
+    """Whether a checkpoint has this architecture, at any resolution."""
+    return str(checkpoint.get("backbone")).startswith(f"{backbone}-") or checkpoint.get("backbone") == backbone
+
+
+def _by_run(rows: Iterable[Row], variants: dict[str, Run]) -> dict[Run, list[list[Row]]]:
+    """Recipes of finished runs by what was trained: settings of the paper by the run's name, the rest by objective."""
+    groups: dict[Run, dict[tuple, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row.checkpoint.get("kind") == "run" and not row.checkpoint.get("parent"):
+            shared = recipe(row.checkpoint)
+            run = variants.get(shared[0], Run(row.checkpoint["objective"]))
+            groups[run][shared].append(row)
+    return {run: list(recipes.values()) for run, recipes in groups.items()}
+
+
+def _order(checkpoint: dict, backbone: str) -> tuple:
+    """The paper's backbone first, then the longest trained, then by name."""
+    return not has_backbone(checkpoint, backbone), -float(checkpoint.get("images_seen") or 0), checkpoint["name"]
