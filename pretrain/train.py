@@ -27,6 +27,7 @@ from pretrain import cli, diagnostics
 from pretrain.backbones import Backbone, preprocess
 from pretrain.checkpoint import CheckpointError, load_weights, resume_run, save_resume, save_run
 from pretrain.datasets import ImageData, ImageError, centre_view
+from pretrain.distributed import mean_over_processes
 from pretrain.heads import build_head
 from pretrain.log import Log, Progress, describe_machine
 from pretrain.objectives.base import Objective
@@ -131,7 +132,9 @@ def train_step(run: Run, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]
     if run.teacher is not None:
         update_teacher(run.teacher, run.network, float(run.schedules["ema"][it]))
     run.skipped += int(batch["bad"].sum())
-    return {"loss": output.loss.detach(), "grad_norm": norm, **output.scalars}
+    scalars = {"loss": output.loss.detach(), "grad_norm": norm, **output.scalars}
+    means = mean_over_processes(torch.stack([value.double() for value in scalars.values()]))
+    return dict(zip(scalars, means, strict=True))
 
 
 def start_epoch(run: Run, epoch: int) -> None:

@@ -14,6 +14,9 @@ from evaluate.metrics import (
     mcnemar,
     paired_bootstrap,
     permutation_test,
+    seed_mean_interval,
+    seeds_difference,
+    seeds_interval,
     wilson_interval,
 )
 from evaluate.metrics.statistics import resampled_means, stratified_means
@@ -129,6 +132,52 @@ def test_random_sign_flips_agree_with_the_t_test():
     assert permutation_test(a, np.zeros(300)) == pytest.approx(stats.ttest_1samp(a, 0).pvalue, abs=0.02)
 
 
+def test_sign_flips_of_groups_are_those_of_their_sums():
+    g = np.random.default_rng(5)
+    a, b, groups = g.random(60), g.random(60), np.repeat(np.arange(12), 5)
+    expected = permutation_test((a - b).reshape(12, 5).sum(1), np.zeros(12), samples=5000)
+    assert permutation_test(a, b, groups=groups, samples=5000) == pytest.approx(expected)
+    assert expected == round(expected * 2**12) / 2**12, "all sign patterns"
+
+
+def test_two_equal_seeds_add_nothing_to_the_interval_of_the_samples():
+    x = np.random.default_rng(0).random(300)
+    assert seeds_interval([x, x]) == pytest.approx(bootstrap_interval(x))
+    y = np.random.default_rng(1).random(300)
+    assert seeds_difference([x, x], [y, y])[:3] == pytest.approx(paired_bootstrap(x, y)[:3])
+    assert seeds_difference([x], [y]) == pytest.approx(paired_bootstrap(x, y))
+
+
+def test_seeds_that_are_all_the_spread_give_the_t_interval_of_their_means():
+    means = np.array([0.60, 0.64, 0.61, 0.67])
+    mean, low, high = seeds_interval(np.repeat(means[:, None], 500, axis=1), samples=200_000)
+    expected = stats.t.interval(0.95, 3, means.mean(), stats.sem(means))
+    assert mean == pytest.approx(means.mean())
+    np.testing.assert_allclose([low, high], expected, rtol=0.01)
+    assert seed_mean_interval(means, np.zeros(4))[1:] == pytest.approx(expected)
+
+
+def test_the_difference_of_recipes_agrees_with_welch_where_seeds_are_all_the_spread():
+    a, b = np.array([0.60, 0.64, 0.61, 0.67, 0.66]), np.array([0.58, 0.60, 0.57, 0.61, 0.62])
+    tables = [np.repeat(x[:, None], 400, axis=1) for x in (a, b)]
+    found, welch = seeds_difference(*tables, samples=100_000), stats.ttest_ind(a, b, equal_var=False)
+    assert found.p_value == pytest.approx(welch.pvalue, abs=0.004)
+    np.testing.assert_allclose(found[1:3], welch.confidence_interval(), atol=0.002)
+
+
+def test_samples_that_are_all_the_spread_do_not_shrink_with_seeds():
+    x = np.random.default_rng(0).random(400)
+    half = np.ptp(bootstrap_interval(x)[1:]) / 2
+    _, low, high = seed_mean_interval([x.mean()] * 5, [half] * 5)
+    assert (high - low) / 2 == pytest.approx(half)
+
+
+def test_undefined_samples_of_one_seed_are_left_out_of_all():
+    table = np.random.default_rng(0).random((3, 50))
+    table[1, 7] = np.nan
+    assert seeds_interval(table) == pytest.approx(seeds_interval(np.delete(table, 7, axis=1)))
+
+
 def test_mcnemar_is_the_binomial_test_on_disagreements():
     a, b = np.array([1] * 9 + [0] * 2 + [1] * 50, bool), np.array([0] * 9 + [1] * 2 + [1] * 50, bool)
     assert mcnemar(a, b) == pytest.approx(stats.binomtest(9, 11).pvalue)
@@ -157,6 +206,10 @@ def test_wilson_equals_scipy(correct, total):
         (paired_bootstrap, ([1.0, 2], [1.0]), {}, "one length"),
         (permutation_test, ([], []), {}, "non-empty"),
         (mcnemar, ([0, 2], [0, 1]), {}, "0 or 1"),
+        (seeds_interval, ([[1.0, 2]],), {}, "one seed tells nothing"),
+        (seeds_interval, ([1.0, 2],), {}, "seeds, samples"),
+        (seeds_difference, ([[1.0, 2]], [[1.0]]), {}, "2 samples cannot be paired with 1"),
+        (seed_mean_interval, ([1.0], [0.1]), {}, "two or more scores"),
         (holm, ([0.5, 1.5],), {}, r"within \[0, 1\]"),
         (wilson_interval, (11, 10), {}, "impossible"),
     ],
@@ -191,3 +244,31 @@ def test_the_paired_p_value_rejects_a_true_null_as_often_as_it_says():
     rejected = sum(paired_bootstrap(*g.normal(size=(2, 40)), samples=1000, seed=i).p_value <= 0.05 for i in range(2000))
     print(f"false alarms: {rejected / 2000:.3f}")
     assert 0.035 <= rejected / 2000 <= 0.065
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("parts", [(0.0, 1.0, 0.5), (0.03, 1.0, 0.5), (0.1, 1.0, 0.5), (0.3, 0.3, 0.3)])
+def test_two_level_intervals_cover_as_often_as_they_say(seeds, parts):
+    """`parts`: standard deviations of the seeds, of the samples, and of their interaction."""
+    g = np.random.default_rng(seeds)
+    n, hits = 400, 0
+    for i in range(1000):
+        rows, columns = g.normal(0, parts[0], (seeds, 1)), g.normal(0, parts[1], (1, n))
+        _, low, high = seeds_interval(rows + columns + g.normal(0, parts[2], (seeds, n)), samples=1000, seed=i)
+        hits += low <= 0 <= high
+    print(f"coverage of {seeds} seeds, deviations {parts}: {hits / 1000:.3f}")
+    assert hits / 1000 >= 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_equal_recipes_are_told_apart_no_more_often_than_the_level(seeds):
+    g = np.random.default_rng(seeds)
+    rejected = 0
+    for i in range(1000):
+        columns = g.normal(0, 1, (1, 400))
+        a, b = (columns + g.normal(0, 0.1, (seeds, 1)) + g.normal(0, 0.5, (seeds, 400)) for _ in range(2))
+        rejected += seeds_difference(a, b, samples=1000, seed=i).p_value <= 0.05
+    print(f"false alarms of {seeds} seeds a side: {rejected / 1000:.3f}")
+    assert rejected / 1000 <= 0.065

@@ -1,4 +1,4 @@
-"""`python -m evaluate.leaderboard`: rewrite results/leaderboard.{md,csv,json,tex,html} and print the table."""
+"""`python -m evaluate.leaderboard`: rewrite leaderboard.{md,csv,json,tex,html} and paper/ in results."""
 
 from __future__ import annotations
 
@@ -7,39 +7,61 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluate.leaderboard import export, latex, markdown, page, text
-from evaluate.leaderboard.table import build
+from evaluate.leaderboard import curves, export, figures, latex, markdown, page, paper, paper_text, published, text
+from evaluate.leaderboard.curves import Figure
+from evaluate.leaderboard.table import Table, build
 from evaluate.records import read_all, read_statuses, write_whole
 
 
-def rebuild(records: str | Path = "results/records", output: str | Path = "results") -> str:
-    """Write the five files of the leaderboard, each whole or not at all; returns the table as text for a terminal."""
+def rebuild(
+    records: str | Path = "results/records", output: str | Path = "results", runs: str | Path | None = "runs"
+) -> str:
+    """Write the leaderboard and the paper's tables and figures, each file whole or not at all.
+
+    runs: folder in which logs of training are looked for. Returns the table as text for a terminal.
+    """
     problems: list[str] = []
     stored, statuses = read_all(records, problems), read_statuses(records, problems)
     table = build(stored, statuses, records, problems)
-    rows = export.flat(table)
+    drawn, rows = curves.figures(table), export.flat(table)
     files = {
         "md": markdown.render(table.headline),
         "tex": latex.render(table.headline),
         "csv": export.to_csv(rows),
         "json": export.to_json(table, rows),
-        "html": page.render(table),
+        "html": page.render(table, drawn, Path(runs) if runs else None),
     }
     for ending, content in files.items():
         write_whole(Path(output) / f"leaderboard.{ending}", content.encode())
+    write_paper(table, drawn, Path(output) / "paper")
     return text.render(table.headline)
 
 
+def write_paper(table: Table, drawn: Sequence[Figure], folder: Path) -> None:
+    """The paper's tables and figures with what was measured; nothing where the published numbers are not installed."""
+    if not (published.FOLDER / "bits.yaml").is_file():
+        return
+    setting, tables = paper.fill(table)
+    tables += paper.elsewhere(table)
+    images = figures.write(drawn, folder / "figures")
+    document = paper_text.markdown(setting, tables, [(title, f"figures/{name}.svg") for title, name in images])
+    others = paper_text.others_markdown(*published.read_others())
+    files = {"bits.md": document, "others.md": others, "bits.tex": paper_text.latex(tables)}
+    for name, content in (files | {"figures.tex": figures.latex(images)}).items():
+        write_whole(folder / name, content.encode())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite leaderboard.{md,csv,json,tex,html} from the records and print the table."""
+    """Rewrite leaderboard.{md,csv,json,tex,html} and paper/ from the records and print the table."""
     parser = argparse.ArgumentParser(prog="python -m evaluate.leaderboard", description=main.__doc__)
     parser.add_argument("--records", default="results/records", help="folder of the records (default: %(default)s)")
     parser.add_argument("--output", default="results", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--runs", default="runs", help="folder of runs, for logs of training (default: %(default)s)")
     options = parser.parse_args(arguments)
     if not Path(options.records).is_dir():
         parser.error(f"--records {options.records}: no such folder; evaluate a checkpoint first")
-    sys.stdout.write(rebuild(options.records, options.output))
-    print(f"\nWrote {options.output}/leaderboard.md, .csv, .json, .tex and .html")
+    sys.stdout.write(rebuild(options.records, options.output, options.runs))
+    print(f"\nWrote {options.output}/leaderboard.md, .csv, .json, .tex and .html, and {options.output}/paper")
     return 0
 
 

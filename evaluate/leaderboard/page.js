@@ -19,8 +19,9 @@ data.rows.forEach((row, place) => {
   row.baseline = row.kind === "baseline";
   row.text = [row.name, row.label, row.backbone, row.objective].filter(Boolean).join(" ").toLowerCase();
   row.cells = new Map();
-  for (const [shared, extra, seconds, memory, date, file, cells] of row.records) {
-    const record = { shared: data.shared[shared], extra: data.extra[extra], seconds, memory, date, file };
+  for (const [at, [shared, extra, seconds, memory, date, file, cells]] of row.records.entries()) {
+    const curves = row.curves?.[at] ?? [];
+    const record = { shared: data.shared[shared], extra: data.extra[extra], seconds, memory, date, file, curves };
     for (const [column, value, low, high, n, mark] of cells) row.cells.set(column, { value, low, high, n, mark, record });
   }
   row.gaps = new Map(row.missing.map(([task, dataset, ...rest]) => [task + "\n" + dataset, rest]));
@@ -202,11 +203,13 @@ function show(row, column, cell) {
   $("details-body").replaceChildren(
     make("p", { class: "where" }, where),
     make("p", { class: "big" }, number(cell.value, column.scale), make("small", {}, ` ${unit(column.scale)}${text}`)),
+    ...record.curves.flatMap(([title, across, line]) => drawing(title, across, "fraction", [line])),
     ...part("Checkpoint", checkpoint),
     ...part("Protocol", { ...column.protocol, fingerprint: column.fingerprint }),
     ...part("Provenance", { ...record.shared, seconds, "peak memory": memory, date: record.date, record: record.file }),
     ...part("Skipped", record.extra.skipped),
-    ...part("Notes", Object.fromEntries(record.extra.notes.map((note, i) => [i + 1, note]))));
+    ...part("Notes", Object.fromEntries(record.extra.notes.map((note, i) => [i + 1, note]))),
+    ...(row.training ?? []).flatMap((line) => drawing(`Training: ${line[0]}`, "images seen", "", [line])));
   $("details").showModal();
   $("details-body").scrollTop = 0;
 }
@@ -227,6 +230,48 @@ function plain(value) {
   if (Array.isArray(value)) return value.map(plain).join(", ");
   if (typeof value === "object") return Object.entries(value).map(([name, item]) => `${name} ${plain(item)}`).join(", ");
   return String(value);
+}
+
+// ---- figures
+function shape(tag, attributes, text) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+function drawing(title, across, scale, lines) { // heading, chart and, for several lines, their names
+  const body = [make("h3", {}, title), chart(title, across, scale, lines)];
+  if (lines.length > 1) body.push(make("ul", { class: "names" }, ...lines.map(([name], i) => make("li", { class: `line${i}` }, name))));
+  return body;
+}
+
+function chart(title, across, scale, lines) {
+  const [width, height, left, bottom] = [560, 240, 52, 34];
+  const [xs, ys] = [1, 2].map((part) => lines.flatMap((line) => line[part]));
+  const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const x = (value) => left + (width - left - 12) * ((value - x0) / (x1 - x0 || 1));
+  const y = (value) => 10 + (height - bottom - 10) * (1 - (value - y0) / (y1 - y0 || 1));
+  const spoken = lines.map(([name, , values]) => `${name} from ${number(values[0], scale)} to ${number(values.at(-1), scale)}`);
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "chart", "aria-label": `${title} by ${across}: ${spoken.join("; ")}` });
+  for (const share of [0, 0.5, 1]) {
+    const [vx, vy] = [x0 + share * (x1 - x0), y0 + share * (y1 - y0)];
+    svg.append(shape("line", { x1: left, x2: width - 12, y1: y(vy), y2: y(vy), class: "grid" }));
+    svg.append(shape("text", { x: left - 6, y: y(vy) + 4, "text-anchor": "end" }, number(vy, scale)));
+    svg.append(shape("text", { x: x(vx), y: height - bottom + 16, "text-anchor": ["start", "middle", "end"][2 * share] }, String(Number(vx.toPrecision(4)))));
+  }
+  svg.append(shape("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, across));
+  lines.forEach(([, px, py], i) => svg.append(shape("polyline", { class: `line${i}`, points: px.map((value, k) => `${x(value).toFixed(1)},${y(py[k]).toFixed(1)}`).join(" ") })));
+  return svg;
+}
+
+function figures() {
+  $("figures").hidden = !data.figures.length;
+  for (const { title, across, dataset, lines, more } of data.figures) {
+    const [heading, ...body] = drawing(`${title}, ${dataset}`, across, "fraction", lines);
+    const left = more ? make("p", { class: "about" }, `${more} more checkpoints have this curve: open one of their scores.`) : "";
+    $("figures").append(make("figure", {}, heading, ...body, left));
+  }
 }
 
 // ---- the parts around the table
@@ -268,6 +313,7 @@ function fill() {
   listing("seeds", ["Recipe", "Task", "Column", "Mean ± standard deviation", "Seeds"], seeds);
   listing("statuses", ["Checkpoint", "Task", "Dataset", "Status", "Reason", "Remedy"],
     data.statuses.map((s) => [s.checkpoint, s.task, s.dataset, s.status, s.reason, s.remedy]));
+  figures();
   $("problems").hidden = !data.problems.length;
   $("problems").querySelector("ul").append(...data.problems.map((line) => make("li", {}, line)));
 }

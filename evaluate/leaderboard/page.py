@@ -10,16 +10,20 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluate.leaderboard import curves
+from evaluate.leaderboard.curves import Curve, Figure
 from evaluate.leaderboard.export import ABOUT, file_name
 from evaluate.leaderboard.grid import title
 from evaluate.leaderboard.table import Cell, Column, Row, Table, choices
 from evaluate.records import Record
 
 PER_RECORD = ("seconds", "peak_memory_mb", "date")  # differs from record to record; the rest of the provenance repeats
+LINES = 8  # in one figure: more cannot be told apart
 
 
 @dataclass
@@ -37,11 +41,11 @@ class _Pool:
         return self.numbers[key]
 
 
-def render(table: Table) -> str:
-    """The page of every metric of `table` (it opens with the main ones)."""
+def render(table: Table, drawn: Sequence[Figure] = (), runs: Path | None = None) -> str:
+    """The page of every metric of `table` (it opens with the main ones), with figures and training logs in `runs`."""
     folder = Path(__file__).parent
     style, program = (folder / "page.css").read_text("utf-8"), (folder / "page.js").read_text("utf-8")
-    parts = {"STYLE": style, "PROGRAM": program, "DATA": embed(payload(table))}
+    parts = {"STYLE": style, "PROGRAM": program, "DATA": embed(payload(table, drawn, runs))}
     parts |= {"STYLE_HASH": _csp_hash(style), "PROGRAM_HASH": _csp_hash(program)}
     pieces = (folder / "page.html").read_text("utf-8").split("@@")
     return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
@@ -59,15 +63,17 @@ def embed(data: Any) -> str:
     return text
 
 
-def payload(table: Table) -> dict[str, Any]:
-    """The table as JSON types: columns, rows, and what the records of the rows share.
+def payload(table: Table, drawn: Sequence[Figure] = (), runs: Path | None = None) -> dict[str, Any]:
+    """The table as JSON types: columns, rows, figures, and what the records of the rows share.
 
     A record is [shared, extra, seconds, memory, date, file, cells]; a cell is [column, value, low, high, n, mark]
-    with mark 2 best, 1 tied with it, 0 neither; a missing number is null.
+    with mark 2 best, 1 tied with it, 0 neither; a missing number is null. A line is [name, x, y]; `curves` of a row
+    are the figures of its records by their number, `training` the lines of its log.
     """
     shared, extra = _Pool(), _Pool()
     position = {column: i for i, column in enumerate(table.columns)}
-    rows = [_row(row, position, table, shared, extra) for row in table.rows]
+    specs = curves.read_figures()
+    rows = [_row(row, position, table, shared, extra) | _lines(row, specs, runs) for row in table.rows]
     seeds = [
         {"name": m.name, "label": m.label, "values": [[position[c], *map(_short, v)] for c, v in m.values.items()]}
         for m in table.seed_means
@@ -77,6 +83,7 @@ def payload(table: Table) -> dict[str, Any]:
         "notes": table.notes,
         "columns": [_column(column) for column in table.columns],
         "rows": rows,
+        "figures": [_figure(figure) for figure in drawn],
         "shared": shared.values,
         "extra": extra.values,
         "seeds": seeds,
@@ -104,6 +111,26 @@ def _row(row: Row, position: dict[Column, int], table: Table, shared: _Pool, ext
     about = {key: row.checkpoint.get(key) for key in ABOUT if row.checkpoint.get(key) not in (None, "")}
     missing = [[task, dataset, status.status, status.reason] for (task, dataset), status in row.statuses.items()]
     return {**about, "records": stored, "missing": missing}
+
+
+def _lines(row: Row, specs: Mapping[str, Mapping[str, Any]], runs: Path | None) -> dict[str, Any]:
+    """Curves of a checkpoint: beside its records, and of its training."""
+    found = enumerate(curves.of_record(record, specs) for record in curves.records_of(row))
+    beside = {
+        at: [[specs[key]["title"], specs[key]["across"], _line(c)] for key, c in each] for at, each in found if each
+    }
+    logged = [_line(curve) for curve in curves.training(runs, row.checkpoint)] if runs else []
+    return ({"curves": beside} if beside else {}) | ({"training": logged} if logged else {})
+
+
+def _line(curve: Curve) -> list:
+    return [curve.name, curve.x, curve.y]
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    shown = [_line(curve) for curve in figure.curves[:LINES]]
+    about = {"title": figure.title, "across": figure.across, "dataset": figure.dataset}
+    return about | {"lines": shown, "more": len(figure.curves) - len(shown)}
 
 
 def _record(record: Record, cells: list, root: Path, shared: _Pool, extra: _Pool) -> list:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,15 +90,16 @@ def paired_bootstrap(
     return PairedDifference(difference, difference + low, difference + high, (1 + far) / (1 + samples))
 
 
-def permutation_test(a: Any, b: Any, *, samples: int = 10_000, seed: int = 0) -> float:
+def permutation_test(a: Any, b: Any, *, samples: int = 10_000, seed: int = 0, groups: Any = None) -> float:
     """Two-sided p-value of mean(a) = mean(b) for paired values, by flipping the signs of the differences.
 
-    All 2^n sign patterns are used when there are no more than `samples` of them (the test is then exact), else random
-    ones with the add-one rule. Pairs with NaN are dropped; ValueError for unequal lengths, or when no pair is left.
+    `groups` (n,) names the independent unit of each pair: its differences are flipped together. All 2^n sign patterns
+    are used when there are no more than `samples` of them (the test is then exact), else random ones with the add-one
+    rule. Pairs with NaN are dropped; ValueError for unequal lengths, or when no pair is left.
     """
     check_settings(samples, 0.5)
     left, right = paired(a, b)
-    d, _ = clean(left - right, None)
+    d, _ = unit_totals(*clean(left - right, groups))
     d = d[d != 0]  # flipping a zero changes nothing
     if not len(left):
         raise ValueError("a permutation test needs at least one pair")
@@ -113,6 +114,96 @@ def permutation_test(a: Any, b: Any, *, samples: int = 10_000, seed: int = 0) ->
         signs = np.unpackbits(rng.integers(0, 256, (rows, -(-len(d) // 8)), dtype=np.uint8), axis=1, count=len(d))
         extreme += int((np.abs(2.0 * (signs @ d) - d.sum()) >= threshold).sum())
     return (1 + extreme) / (1 + samples)
+
+
+def seeds_interval(
+    values: Any, *, samples: int = 10_000, confidence: float = 0.95, seed: int = 0, groups: Any = None
+) -> Interval:
+    """Two-level interval of the mean over trainings and samples; values (seeds, n), the same samples for every seed.
+
+    Level one is the bootstrap over samples of the mean over seeds. Level two, what other seeds would have given, is
+    drawn from Student's t with (seeds - 1) degrees of freedom around the spread of the seeds' means: two to five seeds
+    resampled with replacement are far too narrow. The interaction of seed and sample enters both levels, so the
+    interval errs to the wide side. A sample with a NaN in any seed is dropped. ValueError for fewer than two seeds.
+    """
+    check_settings(samples, confidence)
+    table = seed_table(values)
+    if len(table) < 2:
+        raise ValueError("one seed tells nothing of others: give two or more, or use bootstrap_interval")
+    kept, units = clean(table.mean(axis=0), groups)
+    if not len(kept):
+        return Interval(math.nan, math.nan, math.nan)
+    mean = float(kept.mean())
+    sums, counts = unit_totals(kept - mean, units)
+    if len(sums) == 1:
+        return Interval(mean, math.nan, math.nan)
+    deviations = resampled_means(sums, counts, samples, seed) + seed_deviations([table], samples, seed)
+    low, high = expanded_percentiles(deviations, len(sums), confidence)
+    return Interval(mean, mean + low, mean + high)
+
+
+def seeds_difference(
+    a: Any, b: Any, *, samples: int = 10_000, seed: int = 0, confidence: float = 0.95, groups: Any = None
+) -> PairedDifference:
+    """`paired_bootstrap` of two recipes: a (seeds, n) and b (other seeds, n) on the same samples, in two levels.
+
+    As `seeds_interval`, with a second level for each side that has two seeds or more; a side with one seed is taken as
+    it is, so the result speaks of that one training only. Raises ValueError for unequal numbers of samples.
+    """
+    check_settings(samples, confidence)
+    left, right = seed_table(a), seed_table(b)
+    if left.shape[1] != right.shape[1]:
+        raise ValueError(f"{left.shape[1]} samples cannot be paired with {right.shape[1]}")
+    kept, units = clean(left.mean(axis=0) - right.mean(axis=0), groups)
+    if not len(kept):
+        return PairedDifference(math.nan, math.nan, math.nan, math.nan)
+    difference = float(kept.mean())
+    sums, counts = unit_totals(kept - difference, units)
+    n = len(sums)
+    if n == 1:
+        return PairedDifference(difference, math.nan, math.nan, math.nan)
+    drawn = math.sqrt(n / (n - 1)) * resampled_means(sums, counts, samples, seed)
+    between = seed_deviations([left, right], samples, seed)
+    low, high = expanded_percentiles(drawn * math.sqrt((n - 1) / n) + between, n, confidence)
+    far = int((np.abs(drawn + between) >= abs(difference) - 1e-12 * float(np.abs(kept).max())).sum())
+    return PairedDifference(difference, difference + low, difference + high, (1 + far) / (1 + samples))
+
+
+def seed_table(values: Any) -> np.ndarray:
+    """Values (seeds, n) as float64, NaN in every seed where one has it; ValueError for another shape or infinity."""
+    table = as_numpy(values).astype(np.float64)
+    if table.ndim != 2 or not table.size or np.isinf(table).any():
+        raise ValueError(f"values must be a finite table (seeds, samples), got shape {table.shape}")
+    return np.where(np.isnan(table).any(axis=0), np.nan, table)
+
+
+def seed_deviations(tables: Sequence[np.ndarray], samples: int, seed: int) -> np.ndarray:
+    """Draws (samples,) of how far the means over other seeds, or their difference, may lie from those of `tables`.
+
+    Student's t around the joint spread of tables (seeds, n), with the degrees of freedom of Welch 1947 for two; a table
+    of one seed adds nothing.
+    """
+    spreads = [(float(np.nanmean(t, axis=1).var(ddof=1)) / len(t), len(t) - 1) for t in tables if len(t) > 1]
+    total = sum(variance for variance, _ in spreads)
+    if total <= 0:
+        return np.zeros(samples)
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in spreads)
+    return np.random.default_rng([seed, len(spreads)]).standard_t(freedom, samples) * math.sqrt(total)
+
+
+def seed_mean_interval(values: Any, halves: Any, *, confidence: float = 0.95) -> Interval:
+    """Two-level interval of a mean over seeds from scores alone: values (seeds,) and half widths of their intervals.
+
+    For where no outcomes are at hand. Samples are shared by the seeds, so their part does not shrink with the number of
+    seeds (this errs to the wide side); the part of the seeds is Student's t interval. Both add in quadrature.
+    """
+    scores, widths = as_numpy(values).astype(np.float64), as_numpy(halves).astype(np.float64)
+    if scores.ndim != 1 or len(scores) < 2 or scores.shape != widths.shape:
+        raise ValueError(f"two or more scores with as many half widths are needed, got {scores.shape}, {widths.shape}")
+    count = len(scores)
+    reach = -float(special.stdtrit(count - 1, (1 - confidence) / 2)) * float(scores.std(ddof=1)) / math.sqrt(count)
+    mean, half = float(scores.mean()), math.hypot(reach, float(widths.mean()))
+    return Interval(mean, mean - half, mean + half)
 
 
 def mcnemar(a: Any, b: Any) -> float:
