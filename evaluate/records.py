@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import marshal
 import math
 import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,19 @@ def _whole_floats_as_ints(value: Any) -> Any:
 def fingerprint(task: str, task_version: int, dataset_fingerprint: str, protocol: Mapping) -> str:
     """Hash (12 hex digits) of every choice that moves a number; the order of keys and 1 against 1.0 do not matter."""
     choices = {"task": task, "task_version": task_version, "dataset": dataset_fingerprint, "protocol": protocol}
+    try:
+        return _hash_again(marshal.dumps(choices, 2))  # equal bytes are equal choices; version 2: without references
+    except ValueError:  # not of builtin types alone
+        return _hash(choices)
+
+
+@lru_cache(maxsize=4096)
+def _hash_again(choices: bytes) -> str:
+    """Thousands of records share few protocols."""
+    return _hash(marshal.loads(choices))
+
+
+def _hash(choices: Mapping) -> str:
     text = json.dumps(_whole_floats_as_ints(plain(choices, "protocol")), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

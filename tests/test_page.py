@@ -98,7 +98,7 @@ def test_the_page_holds_every_score_with_its_marks_and_provenance(reader):
         found = {}
         for shared, extra, seconds, memory, date, file, cells in row["records"]:
             assert data["shared"][shared] == {"commit": "abc123"} and date == "2026-01-01T00:00:00+00:00"
-            assert (seconds, memory, file) == (None, None, "")
+            assert (seconds, memory, file) == (None, None, None)
             assert data["extra"][extra]["unit"] == "image"
             found |= {cell[0]: cell[1:] for cell in cells}
         for i, column in enumerate(expected.columns):
@@ -118,7 +118,8 @@ def test_a_record_on_disk_is_named_in_the_page(tmp_path):
     stored = record()
     stored.path = write(tmp_path, stored)
     data = page.payload(build([stored], root=tmp_path))
-    assert (tmp_path / data["rows"][0]["records"][0][5]).is_file()
+    (row,) = data["rows"]
+    assert (tmp_path / row["folder"] / data["files"][row["records"][0][5]]).is_file()
 
 
 def test_controls_are_labelled_and_the_table_is_a_table(reader):

@@ -23,10 +23,11 @@ def rebuild(
     problems: list[str] = []
     stored, statuses = read_all(records, problems), read_statuses(records, problems)
     table = build(stored, statuses, records, problems)
+    headline = table.headline
     drawn, rows = curves.figures(table), export.flat(table)
     files = {
-        "md": markdown.render(table.headline),
-        "tex": latex.render(table.headline),
+        "md": markdown.render(headline),
+        "tex": latex.render(headline),
         "csv": export.to_csv(rows),
         "json": export.to_json(table, rows),
         "html": page.render(table, drawn, Path(runs) if runs else None),
@@ -34,7 +35,7 @@ def rebuild(
     for ending, content in files.items():
         write_whole(Path(output) / f"leaderboard.{ending}", content.encode())
     write_paper(table, drawn, Path(output) / "paper")
-    return text.render(table.headline)
+    return text.render(headline)
 
 
 def write_paper(table: Table, drawn: Sequence[Figure], folder: Path) -> None:

@@ -32,18 +32,20 @@ _LATEX = {
 }
 
 
+_MARKDOWN = re.compile(r"([\\`*_\[\]#|~$]|:(?=//)|(?<=www)\.)")
 FORMULA = ("=", "+", "-", "@", "|", "%")
 
 
 def terminal(text: object) -> str:
     """One printable line: control characters and line breaks (they could drive a terminal) become spaces."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    line = str(text)
+    return line if line.isprintable() else "".join(c if c.isprintable() else " " for c in line)
 
 
 def markdown(text: object) -> str:
     """Text of one table cell: no pipe, emphasis, code, link, image or HTML tag is recognised in it."""
     safe = _html(terminal(text), quote=False)
-    return re.sub(r"([\\`*_\[\]#|~$]|:(?=//)|(?<=www)\.)", r"\\\1", safe)
+    return _MARKDOWN.sub(r"\\\1", safe)
 
 
 def latex(text: object) -> str:

@@ -63,7 +63,8 @@ def file_name(record: Record, root: Path) -> str:
     """The file of a record relative to the folder of records, with forward slashes; empty if never stored."""
     if record.path is None:
         return ""
-    return record.path.relative_to(root).as_posix() if record.path.is_relative_to(root) else record.path.name
+    file, folder = record.path.as_posix(), root.as_posix()
+    return file.removeprefix(f"{folder}/") if file.startswith(f"{folder}/") else record.path.name
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from evaluate.leaderboard.table import Column, Row, SeedMean, Table, interval, number
 from evaluate.records import Status
@@ -37,6 +38,7 @@ class Block:
     lines: list[Line]
 
 
+@lru_cache(maxsize=1)  # three writers ask for the same ones
 def blocks(table: Table) -> list[Block]:
     """One block a task: methods best first, then means over seeds, then baselines."""
     made = []
@@ -82,7 +84,8 @@ def _entry(row: Row, column: Column) -> Entry:
 
 
 def _mean_line(mean: SeedMean, columns: Sequence[Column]) -> Line:
-    seeds = max(n for column, (_, _, n) in mean.values.items() if column in columns)
+    shown = set(columns)
+    seeds = max(n for column, (_, _, n) in mean.values.items() if column in shown)
     name = f"{mean.name} (mean ± deviation of {seeds} seeds)" + (f" ({mean.label})" if mean.label else "")
     entries = [Entry(name), Entry("–"), Entry("–")]
     for column in columns:

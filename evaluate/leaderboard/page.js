@@ -21,7 +21,7 @@ data.rows.forEach((row, place) => {
   row.cells = new Map();
   for (const [at, [shared, extra, seconds, memory, date, file, cells]] of row.records.entries()) {
     const curves = row.curves?.[at] ?? [];
-    const record = { shared: data.shared[shared], extra: data.extra[extra], seconds, memory, date, file, curves };
+    const record = { shared: data.shared[shared], extra: data.extra[extra], seconds, memory, date, file: file === null ? null : `${row.folder}/${data.files[file]}`, curves };
     for (const [column, value, low, high, n, mark] of cells) row.cells.set(column, { value, low, high, n, mark, record });
   }
   row.gaps = new Map(row.missing.map(([task, dataset, ...rest]) => [task + "\n" + dataset, rest]));
@@ -234,7 +234,7 @@ function plain(value) {
 
 // ---- figures
 function shape(tag, attributes, text) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const element = document.createElementNS(document.querySelector("#figures svg").namespaceURI, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   if (text !== undefined) element.textContent = text;
   return element;

@@ -66,14 +66,14 @@ def embed(data: Any) -> str:
 def payload(table: Table, drawn: Sequence[Figure] = (), runs: Path | None = None) -> dict[str, Any]:
     """The table as JSON types: columns, rows, figures, and what the records of the rows share.
 
-    A record is [shared, extra, seconds, memory, date, file, cells]; a cell is [column, value, low, high, n, mark]
+    A record is [shared, extra, seconds, memory, date, file, cells], its file being below the row's folder; a cell is [column, value, low, high, n, mark]
     with mark 2 best, 1 tied with it, 0 neither; a missing number is null. A line is [name, x, y]; `curves` of a row
     are the figures of its records by their number, `training` the lines of its log.
     """
-    shared, extra = _Pool(), _Pool()
+    pools = _Pool(), _Pool(), _Pool()
     position = {column: i for i, column in enumerate(table.columns)}
     specs = curves.read_figures()
-    rows = [_row(row, position, table, shared, extra) | _lines(row, specs, runs) for row in table.rows]
+    rows = [_row(row, position, table.root, pools) | _lines(row, specs, runs) for row in table.rows]
     seeds = [
         {"name": m.name, "label": m.label, "values": [[position[c], *map(_short, v)] for c, v in m.values.items()]}
         for m in table.seed_means
@@ -84,8 +84,7 @@ def payload(table: Table, drawn: Sequence[Figure] = (), runs: Path | None = None
         "columns": [_column(column) for column in table.columns],
         "rows": rows,
         "figures": [_figure(figure) for figure in drawn],
-        "shared": shared.values,
-        "extra": extra.values,
+        **{name: pool.values for name, pool in zip(("shared", "extra", "files"), pools, strict=True)},
         "seeds": seeds,
         "statuses": missing,
         "problems": table.problems,
@@ -103,14 +102,15 @@ def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _row(row: Row, position: dict[Column, int], table: Table, shared: _Pool, extra: _Pool) -> dict[str, Any]:
+def _row(row: Row, position: dict[Column, int], root: Path, pools: tuple[_Pool, _Pool, _Pool]) -> dict[str, Any]:
     records: dict[int, tuple[Record, list]] = {}
     for column, cell in row.cells.items():
         records.setdefault(id(cell.record), (cell.record, []))[1].append(_cell(position[column], cell))
-    stored = [_record(record, cells, table.root, shared, extra) for record, cells in records.values()]
+    folder = next((file_name(record, root).rpartition("/")[0] for record, _ in records.values()), "")
+    stored = [_record(record, cells, folder, root, pools) for record, cells in records.values()]
     about = {key: row.checkpoint.get(key) for key in ABOUT if row.checkpoint.get(key) not in (None, "")}
     missing = [[task, dataset, status.status, status.reason] for (task, dataset), status in row.statuses.items()]
-    return {**about, "records": stored, "missing": missing}
+    return {**about, "folder": folder, "records": stored, "missing": missing}
 
 
 def _lines(row: Row, specs: Mapping[str, Mapping[str, Any]], runs: Path | None) -> dict[str, Any]:
@@ -133,12 +133,14 @@ def _figure(figure: Figure) -> dict[str, Any]:
     return about | {"lines": shown, "more": len(figure.curves) - len(shown)}
 
 
-def _record(record: Record, cells: list, root: Path, shared: _Pool, extra: _Pool) -> list:
+def _record(record: Record, cells: list, folder: str, root: Path, pools: tuple[_Pool, _Pool, _Pool]) -> list:
+    shared, extra, files = pools
     provenance = record.provenance
     repeated = {key: value for key, value in provenance.items() if key not in (*PER_RECORD, "dataset_fingerprint")}
     about = {"notes": record.notes, "skipped": record.skipped, "unit": record.score.unit}
     own = [_short(value) if isinstance(value := provenance.get(key), float) else value for key in PER_RECORD]
-    return [shared.number(repeated), extra.number(about), *own, file_name(record, root), cells]
+    file = files.number(file_name(record, root).removeprefix(f"{folder}/")) if record.path else None
+    return [shared.number(repeated), extra.number(about), *own, file, cells]
 
 
 def _cell(column: int, cell: Cell) -> list:

@@ -37,6 +37,9 @@ class Column:
     scale: str = field(compare=False, default="fraction")
     differing: str = field(compare=False, default="")
 
+    def __hash__(self) -> int:
+        return hash((self.fingerprint, self.metric))  # enough to tell columns apart, and looked up very often
+
     @property
     def label(self) -> str:
         """Dataset and metric, with the protocol fields that differ from the neighbouring columns in parentheses."""
@@ -79,7 +82,7 @@ class SeedMean:
     values: dict[Column, tuple[float, float, int]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Table:
     """Everything that the writers need; `root` is the folder of the records."""
 
@@ -132,8 +135,9 @@ def build(
         key = checkpoint_key(record.checkpoint)
         row = rows.setdefault(key, Row(key, record.checkpoint))
         row.checkpoint = record.checkpoint
+        fingerprint = record.fingerprint
         for metric in record.scores:
-            column = _column(record, metric)
+            column = _column(record, metric, fingerprint)
             columns.setdefault(column, column)
             row.cells[column] = Cell(record.scores[metric], record)
     _attach(rows, statuses)
@@ -150,12 +154,12 @@ def _column_order(column: Column) -> tuple:
     return column.task, column.dataset, column.higher_is_better is None, column.metric, column.fingerprint
 
 
-def _column(record: Record, metric: str) -> Column:
+def _column(record: Record, metric: str, fingerprint: str) -> Column:
     return Column(
         record.task,
         metric,
         record.dataset,
-        record.fingerprint,
+        fingerprint,
         record.protocol,
         record.task_version,
         record.provenance["dataset_fingerprint"],
