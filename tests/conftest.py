@@ -1,11 +1,16 @@
-"""Fixtures shared by tests."""
+"""Fixtures shared by tests; one thread each, because two test processes already fill two cores."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
-import pytest
-from tiny import write_images
+for _name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # before the first import of torch or numba
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+from tiny import write_images  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from example_records import checkpoint, record
 
-from evaluate.leaderboard.compare import Gate, compare_all, compare_records, main, select, verdict
+from evaluate.compare import Gate, main
+from evaluate.leaderboard.compare import compare_all, compare_records, select, verdict
 from evaluate.records import Score, write
 
 
@@ -69,7 +70,7 @@ def test_samples_in_groups_are_resampled_by_group():
     b[group == 0] = 0.9
     frames = compare_records(continuous("a", a), continuous("b", b))
     videos = compare_records(*(continuous(n, x, outcomes={"group": group}) for n, x in (("a", a), ("b", b))))
-    assert videos.test == "group bootstrap" and frames.p_value < 0.001 < 0.05 < videos.p_value
+    assert videos.test == "permutation of groups" and frames.p_value < 0.001 < 0.05 < videos.p_value
 
 
 def test_fewer_errors_win_where_lower_is_better():
@@ -102,7 +103,10 @@ def test_a_task_that_only_one_has_is_named():
     a, b = pair(12, 3)
     made, refused = compare_all([[a, record("a", dataset="food101")], [b, record("b", dataset="inat")]])
     assert len(made) == 1
-    assert refused == ["knn on food101: only a has it", "knn on inat: only b has it"]
+    assert [line.partition(",")[0] for line in refused] == [
+        "knn on food101: only a has it",
+        "knn on inat: only b has it",
+    ]
 
 
 def test_scores_without_common_samples_are_compared_but_not_tested():
@@ -216,3 +220,110 @@ def test_lost_outcomes_stop_the_comparison_with_their_file(stored, tmp_path, cap
     with pytest.raises(SystemExit):
         main(["a", "b", *stored])
     assert str(lost) in capsys.readouterr().err
+
+
+# ---- seeds, and the samples that differ most
+
+
+def seeds_of(name: str, shares, *, n=200, **changes):
+    """Records of one recipe, a seed for each share of right outcomes."""
+    made = []
+    for i, share in enumerate(shares):
+        correct = (np.random.default_rng([i, int(1000 * share)]).random(n) < share).astype(int)
+        about = checkpoint(f"{name}-s{i}", seed=i)
+        made.append(record(f"{name}-s{i}", correct, checkpoint=about, **changes))
+    return made
+
+
+def test_a_recipe_is_its_seeds_together():
+    a, b = seeds_of("bits", (0.7, 0.72, 0.74)), seeds_of("dino", (0.5, 0.52, 0.51))
+    one, two = (select([*a, *b], name) for name in ("bits", "dino"))
+    assert [r.checkpoint["name"] for r in one] == ["bits, 3 seeds"]
+    assert one[0].score.value == pytest.approx(np.mean([r.score.value for r in a]))
+    (result,), _ = compare_all([two, one])
+    assert result.test == "two-level bootstrap" and result.verdict == "better" and not result.note
+    assert result.mean_difference == pytest.approx(result.difference)
+    assert select([*a, *b], "bits-s1")[0].checkpoint["name"] == "bits-s1"
+
+
+def test_seeds_that_disagree_show_no_difference_where_one_seed_alone_would():
+    a, b = seeds_of("bits", (0.9, 0.5), n=2000), seeds_of("dino", (0.6, 0.6), n=2000)
+    alone = compare_records(b[0], a[0])
+    together, _ = compare_all([select([*a, *b], "dino"), select([*a, *b], "bits")])
+    assert alone.p_value < 0.001 and together[0].verdict == "no difference shown"
+
+
+def test_seeds_whose_samples_lie_in_another_order_are_brought_into_line():
+    a = seeds_of("bits", (0.7, 0.7))
+    order = np.random.default_rng(0).permutation(200)
+    for name in ("correct", "sample_id"):
+        a[1].outcomes[name] = a[1].outcomes[name][order]
+    b = seeds_of("dino", (0.5, 0.5))
+    plain, _ = compare_all([select(b, "dino"), select(seeds_of("bits", (0.7, 0.7)), "bits")])
+    mixed, _ = compare_all([select(b, "dino"), select(a, "bits")])
+    assert mixed[0].counts == plain[0].counts and mixed[0].low == pytest.approx(plain[0].low)
+
+
+def test_one_seed_against_several_says_what_it_cannot_know():
+    a, b = seeds_of("bits", (0.7, 0.72)), seeds_of("dino", (0.5,))
+    (result,), _ = compare_all([select([*a, *b], "dino-s0"), select([*a, *b], "bits")])
+    assert "one side has one seed" in result.note
+
+
+def test_recipes_of_one_name_are_not_guessed_between():
+    a = seeds_of("bits", (0.7, 0.72))
+    other = [
+        record(f"bits-s{i}", checkpoint=checkpoint(f"bits-s{i}", seed=i, backbone="vit_b", weights_digest=f"x{i}"))
+        for i in range(2)
+    ]
+    with pytest.raises(ValueError, match="'bits' names 2 recipes"):
+        select([*a, *other], "bits")
+
+
+def test_the_samples_that_differ_most_are_named_in_both_directions():
+    names = np.array([f"val/{i}.png" for i in range(6)])
+    a = continuous("a", [0.5, 0.5, 0.5, 0.5, 0.5, np.nan], outcomes={"sample_id": names})
+    b = continuous("b", [0.9, 0.5, 0.1, 0.6, 0.4, 0.9], outcomes={"sample_id": names})
+    result = compare_records(a, b)
+    assert [s.id for s in result.most_better] == ["val/0.png", "val/3.png"]
+    assert [s.id for s in result.most_worse] == ["val/2.png", "val/4.png"]
+    assert (result.most_worse[0].a, result.most_worse[0].b) == (0.5, 0.1)
+    lower = [
+        continuous(n, x.outcomes["ap"], higher_is_better=False, outcomes={"sample_id": names})
+        for n, x in (("a", a), ("b", b))
+    ]
+    assert [s.id for s in compare_records(*lower).most_better] == ["val/2.png", "val/4.png"]
+
+
+def test_a_protocol_that_only_one_has_is_named_beside_a_common_one():
+    a, b = pair(12, 3)
+    made, refused = compare_all([[a], [b, record("b", protocol={"k": 10})]])
+    assert len(made) == 1 and len(refused) == 1 and "only b has it, by protocol" in refused[0]
+
+
+def test_a_kept_epoch_is_found_by_its_folder():
+    kept = record("bits", checkpoint=checkpoint("bits/epochs/010", parent="bits"))
+    assert select([kept, record("bits")], "runs/bits/epochs/010") == [kept]
+
+
+def test_the_sheet_shows_the_images_or_says_that_they_are_not_there(tmp_path, capsys):
+    from PIL import Image
+
+    names = [f"val/{'cat' if i % 2 else 'dog'}/{i}.png" for i in range(8)]
+    a, b = np.array([0, 1] * 4), np.array([1, 0] * 4)
+    for name, values in (("a", a), ("b", b)):
+        kept = {"correct": values, "sample_id": np.array(names)}
+        write(tmp_path / "records", record(name, values, dataset="folder", outcomes=kept))
+    arguments = ["a", "b", "--records", str(tmp_path / "records"), "--sheet", str(tmp_path / "sheet.png")]
+    assert main([*arguments, "--data-root", str(tmp_path / "nowhere")]) == 0
+    assert "0 images in 2 rows; no images of folder" in capsys.readouterr().out
+    for split in ("train", "val"):
+        for i, name in enumerate(names):
+            path = tmp_path / "data" / name.replace("val", split)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (200, 10 * i, 0)).save(path)
+    assert main([*arguments, "--data-root", str(tmp_path / "data")]) == 0
+    assert "8 images in 2 rows" in capsys.readouterr().out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20)}
+    assert {(200, 10 * i, 0) for i in range(8)} <= colours

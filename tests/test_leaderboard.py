@@ -12,6 +12,7 @@ from example_records import checkpoint, record
 from evaluate.leaderboard import escape, export, latex, markdown, text
 from evaluate.leaderboard.__main__ import main, rebuild
 from evaluate.leaderboard.table import BASELINES, SMOKE, build
+from evaluate.metrics import seed_mean_interval
 from evaluate.records import Score, Status, read_all, write, write_status
 
 MUSIC = "inferred loss and IMSVD hyper-parameters"
@@ -160,8 +161,10 @@ def test_seeds_are_rows_of_their_own_with_a_mean_beside():
     seeds = [record(f"bits-s{s}", c, checkpoint=checkpoint(f"bits-s{s}", seed=s)) for s, c in values.items()]
     table = build([*seeds, record("dino-s0")])
     (mean,) = table.seed_means
-    value, deviation, n = mean.values[table.columns[0]]
-    assert (mean.name, value, deviation, n) == ("bits", 0.75, pytest.approx(0.25), 3)
+    value = mean.values[table.columns[0]]
+    assert (mean.name, *value[:3]) == ("bits", 0.75, pytest.approx(0.25), 3)
+    halves = [(s.high - s.low) / 2 for s in (seed.score for seed in seeds)]
+    assert value[3:] == pytest.approx(seed_mean_interval([0.5, 0.75, 1.0], halves)[1:])
     document = markdown.render(table)
     assert "75.00 ± 25.00" in document and all(f"| bits-s{s} |" in document for s in values)
     assert build([seeds[0], record("other", checkpoint=checkpoint("other", seed=1))]).seed_means == []

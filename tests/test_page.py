@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from example_records import checkpoint, record
 
-from evaluate.leaderboard import page
+from evaluate.leaderboard import curves, page
 from evaluate.leaderboard.table import BASELINES, SMOKE, build
 from evaluate.records import Score, Status, write
 
@@ -112,6 +112,30 @@ def test_the_page_holds_every_score_with_its_marks_and_provenance(reader):
     assert {c["differing"] for c in data["columns"]} >= {"k=20, features.token=cls", "k=10, features.token=absent"}
     assert SMOKE in data["notes"] and BASELINES in data["notes"]
     assert [status["remedy"] for status in data["statuses"]] == ["download it"]
+
+
+def test_curves_of_records_and_of_training_are_in_the_page(tmp_path):
+    curve = np.linspace([0.1, 0.2], [0.5, 0.4], 10)
+    probe = record(HOSTILE, task="linear", outcomes={"curve_top1": curve, "sample_id": np.arange(4)})
+    run = checkpoint("trained", images_seen=1000, seed=0)
+    trained = record("trained", checkpoint=run)
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"images_seen": 1000, "objective": "bits", "seed": 0}))
+    (folder / "log.csv").write_text("images,loss,bit_entropy\n500,0.7,\n1000,0.4,0.9\nnonsense,,\n")
+    whole = build([probe, trained])
+    data = page.payload(whole, curves.figures(whole), tmp_path)
+    (figure,) = data["figures"]
+    assert figure["title"].startswith("Linear probing") and figure["lines"][0][2] == pytest.approx(
+        curve[:, 0], abs=1e-4
+    )
+    rows = {row["name"]: row for row in data["rows"]}
+    assert rows[HOSTILE]["curves"][0][0][2] == figure["lines"][0]
+    assert rows["trained"]["training"] == [["loss", [500, 1000], [0.7, 0.4]]], "a single point is no curve"
+    (folder / "run.json").write_text(json.dumps({"images_seen": 2000, "objective": "bits", "seed": 0}))
+    assert "training" not in page.payload(whole, (), tmp_path)["rows"][1], "another training of the same name"
+    outside = build([record("x", checkpoint=checkpoint("../trained", images_seen=2000))])
+    assert "training" not in page.payload(outside, (), folder)["rows"][0]
 
 
 def test_a_record_on_disk_is_named_in_the_page(tmp_path):

@@ -373,7 +373,7 @@ def test_records_leaderboard_and_compare_never_load_torch(tmp_path):
     code = (
         "import sys, evaluate.compare, evaluate.records\n"
         "from evaluate.leaderboard.__main__ import main\n"
-        "from evaluate.leaderboard.compare import main as compare\n"
+        "from evaluate.compare import main as compare\n"
         "main(['--records', 'records', '--output', '.'])\n"
         "compare(['bits-s0', 'dino-s0', '--records', 'records'])\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"

@@ -133,7 +133,12 @@ def test_a_failure_is_noted_and_does_not_stop_the_rest(tmp_path, run, images):
     state = {name: value for name, value in broken.state_dict().items()}
     digest = write_tensors(run.parent / "broken" / "backbone.safetensors", state)
     info = read_json(run / "run.json")
-    info |= {"name": "broken", "objective": "dino", "sha256": info["sha256"] | {"backbone.safetensors": digest}}
+    info |= {
+        "name": "broken",
+        "objective": "dino",
+        "binary": False,
+        "sha256": info["sha256"] | {"backbone.safetensors": digest},
+    }
     write_json(run.parent / "broken" / "run.json", info)
     bench = evaluator(tmp_path, folder_data(images))
     bench.evaluate({str(run.parent / "broken"): [Item(KNN(), "folder")], str(run): [Item(KNN(), "folder")]})

@@ -1,11 +1,10 @@
 """Two or more checkpoints, sample by sample: difference, paired interval, test and verdict for every task they share.
 
-Two records -> a comparison first, then the matching of records, then the command line of `python -m evaluate.compare`.
+Two records -> a comparison first, then the matching of records. The command line is `python -m evaluate.compare`.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import math
 from collections import defaultdict
@@ -15,17 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.leaderboard.escape import terminal
+from evaluate.leaderboard import seeds
 from evaluate.leaderboard.grid import title
-from evaluate.leaderboard.samples import average_to, paired
-from evaluate.leaderboard.table import choices, differing_fields, number
-from evaluate.leaderboard.text import aligned
+from evaluate.leaderboard.samples import Sample, average_to, extremes, paired
+from evaluate.leaderboard.table import choices, differing_fields
 from evaluate.metrics import statistics
-from evaluate.records import Record, checkpoint_key, read_all
+from evaluate.records import Record, checkpoint_key
 
 LEVEL = 0.05
-HEAD = ["task", "dataset", "metric", "reference", "other", "difference", "95 % interval", "p", "p (Holm)"]
-HEAD += ["wins/ties/losses", "test", "verdict", "protocol"]
+KEPT = 24  # samples in either direction
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,9 @@ class Comparison:
     """`other` against `reference` on one task and dataset under one protocol.
 
     `difference` is other minus reference in the unit of the score; `low` and `high` bound `mean_difference`, that of
-    the paired outcomes, at 95 %. `counts` are the samples on which other is better, equal, worse. `adjusted` is Holm's
-    p-value over all comparisons made together. Without paired outcomes all of these are None and `note` says why.
+    the paired outcomes, at 95 %. `counts` are the samples on which other is better, equal, worse; `most_better` and
+    `most_worse` those on which it is so by most. `adjusted` is Holm's p-value over all comparisons made together.
+    Without paired outcomes all of these are None or empty and `note` says why.
     """
 
     reference: Record
@@ -47,6 +45,8 @@ class Comparison:
     adjusted: float | None = None
     test: str = ""
     counts: tuple[int, int, int] | None = None
+    most_better: tuple[Sample, ...] = ()
+    most_worse: tuple[Sample, ...] = ()
     note: str = ""
 
     @property
@@ -67,19 +67,27 @@ class Comparison:
 def compare_records(reference: Record, other: Record, *, samples: int = 10_000, seed: int = 0) -> Comparison:
     """Compare two records of one protocol; raises ValueError naming the fields that differ if they are not comparable.
 
-    Interval: paired bootstrap. p-value: McNemar for outcomes 0 or 1, sign-flip permutation for others, bootstrap over
-    whole groups where samples come in groups (frames of a video).
+    Interval: paired bootstrap over samples, or over whole groups where they come in groups (frames of a video).
+    p-value: McNemar for outcomes 0 or 1, sign-flip permutation for others and for groups. Where a side is a recipe of
+    several seeds, both come from the two-level bootstrap.
     """
     if reference.fingerprint != other.fingerprint:
-        raise ValueError(f"{_place(reference)} was measured differently: {differences(reference, other)}")
+        raise ValueError(f"{place(reference)} was measured differently: {differences(reference, other)}")
     plain = Comparison(reference, other, other.score.value - reference.score.value)
     pairs = paired(reference, other)
     if pairs is None:
         return replace(plain, note="not the same samples, or none were kept: only the scores are compared")
-    a, b, groups = pairs
-    interval = statistics.paired_bootstrap(b, a, samples=samples, seed=seed, groups=groups)
-    if groups is not None:
-        test, p_value = "group bootstrap", interval.p_value
+    a, b, groups, _ = pairs
+    by_seed, options = seeds.tables(reference, other, pairs), {"samples": samples, "seed": seed, "groups": groups}
+    better, worse = extremes(pairs, KEPT, higher_is_better=other.higher_is_better, seed=seed)
+    if by_seed is None:
+        interval = statistics.paired_bootstrap(b, a, **options)
+    else:
+        interval = statistics.seeds_difference(by_seed[1], by_seed[0], **options)
+    if by_seed is not None:
+        test, p_value = "two-level bootstrap", interval.p_value
+    elif groups is not None:
+        test, p_value = "permutation of groups", statistics.permutation_test(b, a, **options)
     elif np.isin(np.concatenate([a, b]), (0, 1)).all():
         test, p_value = "McNemar", statistics.mcnemar(b, a)
     else:
@@ -93,10 +101,19 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
         p_value=p_value,
         test=test,
         counts=_count(a, b, other.higher_is_better),
-        note=""
-        if scores_are_means
-        else "interval and test are of the mean outcome per sample, not of the score itself",
+        most_better=tuple(better),
+        most_worse=tuple(worse),
+        note="; ".join(_caveats(scores_are_means, by_seed)),
     )
+
+
+def _caveats(scores_are_means: bool, by_seed: tuple[np.ndarray, np.ndarray] | None) -> list[str]:
+    notes = (
+        [] if scores_are_means else ["interval and test are of the mean outcome per sample, not of the score itself"]
+    )
+    if by_seed is not None and min(map(len, by_seed)) == 1:
+        notes.append("one side has one seed, so nothing is known of what other seeds of it would give")
+    return notes
 
 
 def _count(a: np.ndarray, b: np.ndarray, higher_is_better: bool) -> tuple[int, int, int]:
@@ -110,6 +127,12 @@ def differences(a: Record, b: Record) -> str:
     one, two = choices(a), choices(b)
     fields = differing_fields([one, two])
     return ", ".join(f"{name} = {one.get(name, 'absent')} and {two.get(name, 'absent')}" for name in fields)
+
+
+def most_different(c: Comparison, count: int = 3) -> list[tuple[str, tuple[Sample, ...]]]:
+    """("other better by most", samples) and ("other worse by most", samples), where there are any."""
+    both = (("other better by most", c.most_better[:count]), ("other worse by most", c.most_worse[:count]))
+    return [(word, found) for word, found in both if found]
 
 
 def adjust(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -134,8 +157,9 @@ def compare_all(
             a, b = first.get(place, {}), mine.get(place, {})
             common = sorted(a.keys() & b.keys())
             made += [compare_records(a[f], b[f], samples=samples, seed=seed) for f in common]
-            if not common:
-                refused.append(_refusal(list(a.values()), list(b.values())))
+            left = [[each[f] for f in sorted(each.keys() - set(common))] for each in (a, b)]
+            if not common or any(left):
+                refused.append(_refusal(*left))
     return adjust(made), refused
 
 
@@ -143,9 +167,9 @@ def _refusal(a: Sequence[Record], b: Sequence[Record]) -> str:
     """Why records of one task and dataset cannot be compared: absent on one side, or measured differently."""
     if not a or not b:
         only = (a or b)[0]
-        return f"{_place(only)}: only {title(only.checkpoint)} has it"
+        return f"{place(only)}: only {title(only.checkpoint)} has it, by protocol {only.fingerprint}"
     names = f"{title(a[0].checkpoint)} and {title(b[0].checkpoint)}"
-    return f"{_place(a[0])}: {names} were measured differently, {differences(a[0], b[0])}"
+    return f"{place(a[0])}: {names} were measured differently, {differences(a[0], b[0])}"
 
 
 def verdict(comparisons: Sequence[Comparison]) -> str:
@@ -167,7 +191,7 @@ def by_checkpoint(comparisons: Sequence[Comparison]) -> dict[str, list[Compariso
     return pairs
 
 
-def _place(record: Record) -> str:
+def place(record: Record) -> str:
     return f"{record.task} on {record.dataset}"
 
 
@@ -184,14 +208,18 @@ def _by_place(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Reco
 def select(records: Sequence[Record], wanted: str) -> list[Record]:
     """All records of the checkpoint called `wanted`: its name, the folder of its run, or the start of its digest.
 
-    Raises ValueError when none or several checkpoints answer to it, naming the nearest or all of them.
+    Where no checkpoint has this name but several seeds of one recipe do, these count as one. Raises ValueError when
+    none or several checkpoints answer to it, naming the nearest or all of them.
     """
-    names = {wanted, Path(wanted).name}
+    path = Path(wanted)
+    names = {wanted, path.name, "/".join(path.parts[-3:])}  # the last: runs/NAME/epochs/NNN
     found: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         digest = record.checkpoint["weights_digest"]
         if record.checkpoint["name"] in names or len(wanted) >= 6 and digest.startswith(wanted):
             found[checkpoint_key(record.checkpoint)].append(record)
+    if not found and (merged := seeds.of_recipe(records, Path(wanted).name)):
+        return merged
     if not found:
         known = sorted({record.checkpoint["name"] for record in records})
         near = ", ".join(difflib.get_close_matches(Path(wanted).name, known, n=3, cutoff=0.4) or known[:5])
@@ -201,103 +229,3 @@ def select(records: Sequence[Record], wanted: str) -> list[Record]:
         each = ", ".join(f"{c['weights_digest'][:12]} (epoch {c.get('epoch')})" for c in several)
         raise ValueError(f"{wanted!r} names {len(found)} checkpoints; give the start of a weights digest: {each}")
     return next(iter(found.values()))
-
-
-# ---- command line
-
-
-@dataclass(frozen=True)
-class Gate:
-    """`--fail-if-worse task:margin`: how much worse, in points (percent for fractions), a task may become."""
-
-    task: str
-    margin: float
-
-    @staticmethod
-    def parse(text: str) -> Gate:
-        """Read "knn:0.5" or "knn/imagenet:0.5"; raises argparse's error for anything else."""
-        task, _, margin = text.rpartition(":")
-        try:
-            gate = Gate(task, float(margin))
-        except ValueError:
-            gate = Gate("", math.nan)
-        if not gate.task or not gate.margin >= 0:
-            raise argparse.ArgumentTypeError(f"{text!r} is no task:margin, for example knn:0.5 (points)")
-        return gate
-
-    def matches(self, comparison: Comparison) -> bool:
-        """Whether this gate speaks of the task (or task/dataset) of `comparison`."""
-        return self.task in (comparison.other.task, f"{comparison.other.task}/{comparison.other.dataset}")
-
-    def fails(self, comparison: Comparison) -> bool:
-        """Whether the other checkpoint is worse by more than the margin, or a score is undefined."""
-        points = 100 if comparison.other.score.scale == "fraction" else 1
-        return not points * comparison.gain >= -self.margin - 1e-9
-
-
-def report(comparisons: Sequence[Comparison], refused: Sequence[str]) -> str:
-    """The comparisons as text: a table and a verdict for each pair, then what could not be compared."""
-    parts = [_pair(group) for group in by_checkpoint(comparisons).values()]
-    if refused:
-        parts.append("Not compared:\n" + "\n".join(f"  {terminal(line)}" for line in refused))
-    return "\n\n".join(parts) + "\n"
-
-
-def _pair(group: list[Comparison]) -> str:
-    a, b = group[0].reference.checkpoint, group[0].other.checkpoint
-    notes = [f"  {_place(c.other)}: {c.note}" for c in group if c.note]
-    head = terminal(f"{title(b)} (other) against {title(a)} (reference)")
-    return "\n".join([head, aligned([HEAD, *map(_row, group)], left=3), *map(terminal, [*notes, verdict(group)])])
-
-
-def _row(c: Comparison) -> list[str]:
-    scale = c.other.score.scale
-    scores = [number(c.reference.score.value, scale), number(c.other.score.value, scale)]
-    bounds = "" if c.low is None or math.isnan(c.low) else f"{_signed(c.low, scale)} to {_signed(c.high, scale)}"
-    p_values = ["" if p is None else f"{p:.2g}" for p in (c.p_value, c.adjusted)]
-    counts = "/".join(map(str, c.counts)) if c.counts else ""
-    names = [terminal(text) for text in (c.other.task, c.other.dataset, c.other.main)]
-    results = [*scores, _signed(c.difference, scale), bounds, *p_values, counts]
-    return [*names, *results, c.test, c.verdict, c.other.fingerprint]
-
-
-def _signed(value: float | None, scale: str) -> str:
-    text = number(value, scale)
-    return f"+{text}" if value is not None and value > 0 else text
-
-
-def failures(gates: Sequence[Gate], comparisons: Sequence[Comparison]) -> list[str]:
-    """A line for each comparison beyond the margin of a gate; raises ValueError for a gate that guards nothing."""
-    lines = []
-    for gate in gates:
-        if not all(any(map(gate.matches, group)) for group in by_checkpoint(comparisons).values()):
-            raise ValueError(f"--fail-if-worse {gate.task}: not compared for every checkpoint, so nothing guards it")
-        worse = [c for c in comparisons if gate.matches(c) and gate.fails(c)]
-        changes = [(c, _signed(c.difference, c.other.score.scale)) for c in worse]
-        lines += [f"FAIL {_place(c.other)}: {change} points, margin {gate.margin:g}" for c, change in changes]
-    return lines
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare checkpoints with the first, task by task on the same samples; exit 1 if --fail-if-worse says so."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.compare", description=main.__doc__)
-    parser.add_argument("checkpoints", nargs="+", help="two or more: name, run folder, or start of the weights digest")
-    parser.add_argument("--records", default="results/records", help="folder of the records (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=10_000, help="resamples of bootstrap and permutation")
-    parser.add_argument("--seed", type=int, default=0, help="seed of both")
-    parser.add_argument("--fail-if-worse", type=Gate.parse, action="append", default=[], metavar="TASK:POINTS")
-    options = parser.parse_args(arguments)
-    try:
-        if len(options.checkpoints) < 2:
-            raise ValueError(f"one checkpoint given ({options.checkpoints[0]}): name at least two")
-        stored = read_all(options.records)
-        chosen = [select(stored, name) for name in options.checkpoints]
-        comparisons, refused = compare_all(chosen, samples=options.samples, seed=options.seed)
-        print(report(comparisons, refused), end="")
-        if by_checkpoint(comparisons).keys() != {checkpoint_key(records[0].checkpoint) for records in chosen[1:]}:
-            raise ValueError("a checkpoint shares no task, dataset and protocol with the first: not compared")
-        worse = failures(options.fail_if_worse, comparisons)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
-    print("".join(f"{terminal(line)}\n" for line in worse), end="")
-    return 1 if worse else 0

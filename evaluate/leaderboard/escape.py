@@ -29,7 +29,9 @@ _LATEX = {
     "↓": r"$\downarrow$",
     "–": "--",
     "…": r"\ldots{}",
+    "×": r"$\times$",
 }
+_LETTERS = {chr(code) for code in range(0xC0, 0x100)} - set("ÐÞðþ÷")  # what pdflatex prints without further packages
 
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$]|:(?=//)|(?<=www)\.)")
@@ -49,8 +51,14 @@ def markdown(text: object) -> str:
 
 
 def latex(text: object) -> str:
-    """Text with every character that LaTeX would interpret written out."""
-    return "".join(_LATEX.get(c, c) for c in terminal(text))
+    """Text with every character that LaTeX would interpret written out, and those of no Latin font as their number."""
+    return "".join(
+        _LATEX.get(c, c) if c.isascii() or c in _LATEX or c in _LETTERS else _code(c) for c in terminal(text)
+    )
+
+
+def _code(character: str) -> str:
+    return f"{{[}}U+{ord(character):04X}{{]}}"
 
 
 def html(text: object) -> str:

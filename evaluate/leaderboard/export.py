@@ -92,10 +92,11 @@ def _lines(values: Sequence[Any]) -> str:
 def _flat_means(table: Table) -> list[dict[str, Any]]:
     means = []
     for recipe in table.seed_means:
-        for column, (mean, deviation, seeds) in recipe.values.items():
+        for column, value in recipe.values.items():
             where: dict[str, Any] = {"recipe": recipe.name, "label": recipe.label, "task": column.task}
             where |= {"dataset": column.dataset, "metric": column.metric, "fingerprint": column.fingerprint}
-            means.append(where | {"mean": _finite(mean), "deviation": _finite(deviation), "seeds": seeds})
+            numbers = {name: _finite(getattr(value, name)) for name in ("mean", "deviation", "low", "high")}
+            means.append(where | numbers | {"seeds": value.seeds})
     return means
 
 

@@ -85,11 +85,15 @@ def _entry(row: Row, column: Column) -> Entry:
 
 def _mean_line(mean: SeedMean, columns: Sequence[Column]) -> Line:
     shown = set(columns)
-    seeds = max(n for column, (_, _, n) in mean.values.items() if column in shown)
+    seeds = max(value.seeds for column, value in mean.values.items() if column in shown)
     name = f"{mean.name} (mean ± deviation of {seeds} seeds)" + (f" ({mean.label})" if mean.label else "")
     entries = [Entry(name), Entry("–"), Entry("–")]
     for column in columns:
         value = mean.values.get(column)
-        both = f"{number(value[0], column.scale)} ± {number(value[1], column.scale)}" if value else "–"
-        entries.append(Entry(both + (f" ({value[2]} seeds)" if value and value[2] != seeds else "")))
+        if value is None:
+            entries.append(Entry("–"))
+            continue
+        both = f"{number(value.mean, column.scale)} ± {number(value.deviation, column.scale)}"
+        fewer = f" ({value.seeds} seeds)" if value.seeds != seeds else ""
+        entries.append(Entry(both + fewer, detail=interval(value, column.scale)))
     return Line(entries)

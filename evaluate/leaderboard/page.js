@@ -13,6 +13,11 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+function path(row, file) { // a record of another folder (the run was renamed) is there by its whole path
+  if (file === null) return null;
+  return data.files[file].includes("/") ? data.files[file] : `${row.folder}/${data.files[file]}`;
+}
+
 // ---- the data, unpacked once: row.cells is a Map from column number to a score with its record
 data.rows.forEach((row, place) => {
   row.place = place;
@@ -21,7 +26,7 @@ data.rows.forEach((row, place) => {
   row.cells = new Map();
   for (const [at, [shared, extra, seconds, memory, date, file, cells]] of row.records.entries()) {
     const curves = row.curves?.[at] ?? [];
-    const record = { shared: data.shared[shared], extra: data.extra[extra], seconds, memory, date, file: file === null ? null : `${row.folder}/${data.files[file]}`, curves };
+    const record = { shared: data.shared[shared], extra: data.extra[extra], seconds, memory, date, file: path(row, file), curves };
     for (const [column, value, low, high, n, mark] of cells) row.cells.set(column, { value, low, high, n, mark, record });
   }
   row.gaps = new Map(row.missing.map(([task, dataset, ...rest]) => [task + "\n" + dataset, rest]));
@@ -305,12 +310,13 @@ function fill() {
   options("dataset", "All datasets", data.columns.map((column) => column.dataset));
   options("objective", "All objectives", data.rows.map((row) => row.objective));
   options("protocol", "All protocols", varying());
-  const seeds = data.seeds.flatMap((mean) => mean.values.map(([at, average, deviation, n]) => {
+  const seeds = data.seeds.flatMap((mean) => mean.values.map(([at, average, deviation, n, low, high]) => {
     const column = data.columns[at];
     const what = [column.dataset, column.metric, column.differing && `(${column.differing})`].filter(Boolean).join(" ");
-    return [mean.name + (mean.label ? ` (${mean.label})` : ""), column.task, what, `${number(average, column.scale)} ± ${number(deviation, column.scale)}`, String(n)];
+    return [mean.name + (mean.label ? ` (${mean.label})` : ""), column.task, what, `${number(average, column.scale)} ± ${number(deviation, column.scale)}`,
+      low === null ? "–" : `${number(low, column.scale)} to ${number(high, column.scale)}`, String(n)];
   }));
-  listing("seeds", ["Recipe", "Task", "Column", "Mean ± standard deviation", "Seeds"], seeds);
+  listing("seeds", ["Recipe", "Task", "Column", "Mean ± standard deviation", "95 % interval (seeds and samples)", "Seeds"], seeds);
   listing("statuses", ["Checkpoint", "Task", "Dataset", "Status", "Reason", "Remedy"],
     data.statuses.map((s) => [s.checkpoint, s.task, s.dataset, s.status, s.reason, s.remedy]));
   figures();

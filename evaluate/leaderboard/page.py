@@ -66,9 +66,10 @@ def embed(data: Any) -> str:
 def payload(table: Table, drawn: Sequence[Figure] = (), runs: Path | None = None) -> dict[str, Any]:
     """The table as JSON types: columns, rows, figures, and what the records of the rows share.
 
-    A record is [shared, extra, seconds, memory, date, file, cells], its file being below the row's folder; a cell is [column, value, low, high, n, mark]
-    with mark 2 best, 1 tied with it, 0 neither; a missing number is null. A line is [name, x, y]; `curves` of a row
-    are the figures of its records by their number, `training` the lines of its log.
+    A record is [shared, extra, seconds, memory, date, file, cells], its file number one of `files`, in the row's folder
+    unless it names another; a cell is [column, value, low, high, n, mark] with mark 2 best, 1 tied with it, 0 neither;
+    a missing number is null. A line is [name, x, y]; `curves` of a row are the figures of its records by their number,
+    `training` the lines of its log.
     """
     pools = _Pool(), _Pool(), _Pool()
     position = {column: i for i, column in enumerate(table.columns)}

@@ -17,7 +17,7 @@ from typing import Any
 from evaluate.leaderboard.grid import Entry
 from evaluate.leaderboard.paper_plan import Place, Plan, Run, read_plan
 from evaluate.leaderboard.published import FOLDER, PublishedTable, missing_configs, read_tables, suite_with, written
-from evaluate.leaderboard.table import Column, Row, Table, interval, mean_and_deviation, number, recipe
+from evaluate.leaderboard.table import Column, Row, Table, interval, number, recipe, spread
 
 MOST = 5  # measured rows under one published row
 GAP = Entry("gap")
@@ -126,8 +126,8 @@ def _entry(rows: Iterable[Row], column: Column | None) -> Entry:
         return GAP
     if len(scores) == 1:
         return Entry(number(scores[0].value, column.scale), detail=interval(scores[0]))
-    mean, deviation, _ = mean_and_deviation([score.value for score in scores])
-    return Entry(number(mean, column.scale), detail=f"± {number(deviation, column.scale)}")
+    value = spread(scores)
+    return Entry(number(value.mean, column.scale), detail=f"± {number(value.deviation, column.scale)}")
 
 
 # ---- what is missing

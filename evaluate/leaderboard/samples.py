@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from evaluate.records import Record, Score
 
-Pairs = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+class Pairs(NamedTuple):
+    """Outcomes (n,) of two records on the same samples, the independent unit of each sample if known, and their ids."""
+
+    a: np.ndarray
+    b: np.ndarray
+    groups: np.ndarray | None
+    ids: np.ndarray
+
+
+class Sample(NamedTuple):
+    """One sample on which two records differ: its id and both outcomes."""
+
+    id: str
+    a: float
+    b: float
 
 
 def paired(a: Record, b: Record) -> Pairs | None:
-    """Headline outcomes (n,) of `a` and `b` for the same samples in the order of `a`, and their groups if any.
+    """Headline outcomes of `a` and `b` for the same samples in the order of `a`, with groups if there are any.
 
     None when outcomes or sample ids were not kept or the samples differ. Samples whose outcome is undefined (NaN) in
     either are left out. Raises FileNotFoundError or ValueError when stored outcomes are lost or damaged.
@@ -33,7 +50,21 @@ def paired(a: Record, b: Record) -> Pairs | None:
     defined = np.isfinite(x) & np.isfinite(y)
     if not defined.any():
         return None
-    return x[defined], y[defined], groups[defined] if groups is not None else None
+    return Pairs(x[defined], y[defined], groups[defined] if groups is not None else None, ids_a[defined])
+
+
+def extremes(pairs: Pairs, count: int, *, higher_is_better: bool, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
+    """The samples on which `b` is better than `a` by most, and those on which it is worse by most, `count` at most.
+
+    Among equal differences (all of them, where outcomes are 0 or 1) the choice is random, by `seed`.
+    """
+    gain = (pairs.b - pairs.a) if higher_is_better else (pairs.a - pairs.b)
+    shuffled = np.random.default_rng(seed).permutation(len(gain))
+    order = shuffled[np.argsort(-gain[shuffled], kind="stable")]
+    better = [i for i in order[:count] if gain[i] > 0]
+    worse = [i for i in order[::-1][:count] if gain[i] < 0]
+    made = [[Sample(str(pairs.ids[i]), float(pairs.a[i]), float(pairs.b[i])) for i in each] for each in (better, worse)]
+    return made[0], made[1]
 
 
 def average_to(outcomes: np.ndarray, score: Score) -> bool:

@@ -13,9 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluate.leaderboard import ties
+from evaluate.metrics.statistics import seed_mean_interval
 from evaluate.records import Record, Score, Status, checkpoint_key
 
 SMOKE = "ShapeWorld is a smoke world, not a benchmark."
@@ -73,13 +74,23 @@ class Row:
         return self.checkpoint.get("kind") == "baseline"
 
 
+class Spread(NamedTuple):
+    """Mean over seeds, their sample standard deviation and number, and the two-level 95 % interval of the mean."""
+
+    mean: float
+    deviation: float
+    seeds: int
+    low: float | None = None
+    high: float | None = None
+
+
 @dataclass
 class SeedMean:
-    """Over the seeds of one recipe, by column: (mean, sample standard deviation, number of seeds)."""
+    """Over the seeds of one recipe, by column."""
 
     name: str
     label: str
-    values: dict[Column, tuple[float, float, int]]
+    values: dict[Column, Spread]
 
 
 @dataclass(eq=False)
@@ -265,15 +276,22 @@ def seed_means(rows: Iterable[Row]) -> list[SeedMean]:
         if len({row.checkpoint["seed"] for row in group}) < 2:
             continue
         columns = dict.fromkeys(column for row in group for column in row.cells)
-        values = {c: mean_and_deviation([row.cells[c].score.value for row in group if c in row.cells]) for c in columns}
+        values = {c: spread([row.cells[c].score for row in group if c in row.cells]) for c in columns}
         label = group[0].checkpoint.get("label") or ""
-        means.append(SeedMean(key[0], label, {c: value for c, value in values.items() if value[2] > 1}))
+        means.append(SeedMean(key[0], label, {c: value for c, value in values.items() if value.seeds > 1}))
     return [mean for mean in means if mean.values]
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float, int]:
-    n, mean = len(values), sum(values) / len(values)
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1)), n
+def spread(scores: Sequence[Score]) -> Spread:
+    """Mean and deviation of the scores of several seeds, with an interval where each has one."""
+    values, n = [score.value for score in scores], len(scores)
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1))
+    halves = [(s.high - s.low) / 2 for s in scores if s.low is not None and s.high is not None]
+    if n < 2 or len(halves) < n or not math.isfinite(mean):
+        return Spread(mean, deviation, n)
+    _, low, high = seed_mean_interval(values, halves)
+    return Spread(mean, deviation, n, low, high)
 
 
 # ---- numbers as text
@@ -286,8 +304,9 @@ def number(value: float | None, scale: str = "fraction") -> str:
     return f"{100 * value:.2f}" if scale == "fraction" else f"{value:.4g}"
 
 
-def interval(score: Score) -> str:
-    """The 95 % interval as "low-high" with an en dash, or nothing where there is none."""
+def interval(score: Score | Spread, scale: str | None = None) -> str:
+    """The 95 % interval as "low-high" with an en dash, or nothing where there is none; `scale` is that of the score."""
     if score.low is None or score.high is None:
         return ""
-    return f"{number(score.low, score.scale)}–{number(score.high, score.scale)}"
+    shown = score.scale if isinstance(score, Score) else scale or "fraction"
+    return f"{number(score.low, shown)}–{number(score.high, shown)}"

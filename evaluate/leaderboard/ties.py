@@ -54,7 +54,7 @@ def _error(score: Score) -> float:
 
 def _paired_tie(pairs: Pairs) -> bool:
     """Normal paired test; the bootstrap for few or grouped samples and near the threshold."""
-    a, b, groups = pairs
+    a, b, groups, _ = pairs
     if groups is None and len(a) >= MANY:
         error = float((a - b).std(ddof=1)) / math.sqrt(len(a))
         z = abs(float((a - b).mean())) / error if error else math.inf
