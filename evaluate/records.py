@@ -21,6 +21,7 @@ import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from numbers import Real
@@ -33,6 +34,7 @@ from evaluate.storage import StoredArrays, one_line, pack, plain, slug, write_wh
 
 SCHEMA = 2
 KINDS = ("run", "baseline", "foreign")
+READERS = 8  # files read at a time
 STATUSES = ("skipped", "failed")
 BOUNDS = ("value", "low", "high")
 FIELDS = {"checkpoint": dict, "task": str, "task_version": int, "dataset": str, "protocol": dict, "main": str}
@@ -269,9 +271,12 @@ def read(path: str | Path) -> Record:
 
     Raises ValueError naming the file when it is damaged or its schema too new.
     """
-    path = Path(path)
+    return _parse(Path(path), Path(path).read_bytes())
+
+
+def _parse(path: Path, content: bytes) -> Record:
     try:
-        data = migrate(json.loads(path.read_bytes()))
+        data = migrate(json.loads(content))
         stored = data.pop("outcomes", None)
         outcomes = _stored(path.parent, **stored) if stored else {}
         data["scores"] = {name: _score(score) for name, score in data["scores"].items()}
@@ -299,13 +304,22 @@ def _record_files(root: str | Path) -> list[Path]:
 
 
 def _read_each(files: Sequence[Path], problems: list[str] | None) -> Iterator[Record]:
-    for path in files:
-        try:
-            yield read(path)
-        except FileNotFoundError:
-            continue  # another process replaced it under a new name meanwhile
-        except ValueError as error:
-            _report(str(error), problems)
+    with ThreadPoolExecutor(READERS) as pool:  # waiting for the disk is most of the work where there are many
+        for path, content in zip(files, pool.map(_content, files), strict=True):
+            if content is None:
+                continue
+            try:
+                yield _parse(path, content)
+            except ValueError as error:
+                _report(str(error), problems)
+
+
+def _content(path: Path) -> bytes | None:
+    """A file, or nothing where another process replaced it under a new name meanwhile."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _report(line: str, problems: list[str] | None) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -308,6 +309,25 @@ def test_the_command_prints_the_table_and_names_damaged_records(tmp_path, capsys
     with pytest.raises(SystemExit) as error:
         main(["--records", str(tmp_path / "nowhere")])
     assert error.value.code == 2 and "evaluate a checkpoint first" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_thousand_checkpoints_by_fifty_tasks_are_rebuilt_in_half_a_minute(tmp_path):
+    rng, root = np.random.default_rng(0), tmp_path / "records"
+    for j in range(50):
+        path = write(root, record("run-0", task=f"task-{j % 5}", dataset=f"dataset-{j // 5}", outcomes={}))
+        whole = path.read_text()
+        for i, value in enumerate(rng.random(1000)):
+            folder = root / f"run-{i}-{i:012x}"
+            folder.mkdir(exist_ok=True)
+            own = whole.replace('"run-0"', f'"run-{i}"').replace("digest-of-run-0", f"digest-{i}")
+            (folder / path.name).write_text(re.sub(r'"value": [\d.]+', f'"value": {value}', own))
+        path.unlink()
+    began = time.process_time()
+    rebuild(root, tmp_path, None)
+    seconds = time.process_time() - began  # of the processor: others may be at work beside
+    print(f"{seconds:.1f} s, page of {(tmp_path / 'leaderboard.html').stat().st_size / 1e6:.1f} MB")
+    assert seconds < 30 and (tmp_path / "leaderboard.html").stat().st_size < 10_000_000
 
 
 def test_an_empty_folder_gives_an_empty_leaderboard(tmp_path):

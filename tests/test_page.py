@@ -199,15 +199,24 @@ def browser(tmp_path_factory):
         pytest.skip("no Chromium on PATH to open the page with")
     folder = tmp_path_factory.mktemp("browser")
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    quiet += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr"]
+    quiet += ["--host-resolver-rules=MAP * ~NOTFOUND"]  # what the browser itself asks its maker stays here too
 
-    def opened(content: str, script: str = "") -> str:
+    def opened(content: str, script: str = "", size: str = "1400,1000") -> str:
         if script:  # a visitor's hand: the page's own policy would refuse it
             content = re.sub(r"<meta http-equiv[^>]*>", "", content).replace(
                 "</body>", f"<script>{script}</script></body>"
             )
         (folder / "page.html").write_text(content)
         command = [program, *quiet, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/page.html"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        command[1:1] = [f"--log-net-log={folder / 'net.json'}", f"--window-size={size}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        assert not said, f"the console shows {said[:3]}"
+        found = set(re.findall(r'"url":"((?:https?|wss?|ftp):[^"]*)"', (folder / "net.json").read_text()))
+        asked = {url for url in found if not re.match(r"https?://[a-z0-9.]*\.(google|googleapis|gvt1)\.com/", url)}
+        assert not asked, f"the page asked for {asked}"
+        return done.stdout
 
     return opened
 
@@ -242,6 +251,34 @@ def test_a_browser_sorts_filters_and_opens_the_provenance(browser, source):
         document = browser(source, change + 'c.dispatchEvent(new Event("input", {bubbles: true}))')
         shown = re.findall(names, document)
         assert "dino-s0" in shown and not others & set(shown) and (others or len(shown) == 1)
+
+
+@pytest.mark.slow
+def test_the_browser_fixture_hears_the_console_and_sees_requests(browser):
+    with pytest.raises(AssertionError, match="the console shows"):
+        browser("<title>x</title><body></body>", "console.error('loud')")
+    with pytest.raises(AssertionError, match="asked for"):
+        browser('<title>x</title><body><img src="http://localhost:9/x.png" alt=""></body>')
+
+
+@pytest.mark.slow
+def test_a_browser_draws_figures_and_the_curves_of_a_score(browser):
+    heads = np.linspace([0.1, 0.2], [0.5, 0.4], 10)
+    outcomes = {"curve_top1": heads, "sample_id": np.arange(4)}
+    whole = build([record(HOSTILE, task="linear", outcomes=outcomes), record("dino", task="linear", outcomes=outcomes)])
+    content = page.render(whole, curves.figures(whole))
+    document = browser(content, 'document.querySelector("td button").click()')
+    assert document.count("<polyline") == 3, "two in the figure of the page, one in the dialog"
+    assert re.search(r'aria-label="Linear probing[^"]* from 10.00 to 50.00', document)
+    assert "<title>Leaderboard</title>" in document, "a name was executed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["1400,1000", "390,844"])
+def test_the_page_is_no_wider_than_its_window(browser, source, size):
+    wide = "document.title = document.documentElement.scrollWidth + ' of ' + innerWidth"
+    found = re.search(r"<title>(\d+) of (\d+)</title>", browser(source, wide, size))
+    assert found and int(found[1]) <= int(found[2])
 
 
 @pytest.mark.slow

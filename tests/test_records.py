@@ -149,7 +149,10 @@ def test_two_processes_writing_a_thousand_records_each_lose_none(tmp_path):
         writer.start()
     for writer in writers:
         writer.join()
-    assert len(read_all(tmp_path)) == 2 * 334 * 2 + 1 and verify(tmp_path) == []
+    problems: list[str] = []
+    assert len(read_all(tmp_path, problems)) == 2 * 334 * 2 + 1 and problems == []
+    # Both replace one record all the time: the outcomes of a write that was overtaken may stay, and verify says so.
+    assert all("shared" in line and "safe to delete" in line for line in verify(tmp_path))
 
 
 def test_a_damaged_file_is_named_and_the_rest_is_read(tmp_path):

@@ -44,17 +44,18 @@ def logged(run: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains_falls_saves_and_loads(objective: str, images: Path, tmp_path: Path) -> None:
-    run = run_tiny(images, objective, tmp_path, "trainer.epochs=8", "head_reset.every_epochs=0", "trainer.keep_every=4")
+    whole_set = ("trainer.batch_size=36", "trainer.epochs=24", "trainer.keep_every=12", "head_reset.every_epochs=0")
+    run = run_tiny(images, objective, tmp_path, *whole_set)
     losses = [float(row["loss"]) for row in logged(run) if row["loss"]]
     assert len(losses) == 24 and sum(losses[-6:]) < sum(losses[:6])
     info = read_run(run)
-    assert info["finished"] and info["images_seen"] == 24 * 12 and info["objective"] == objective
-    assert sorted(p.name for p in (run / "epochs").iterdir()) == ["004", "008"]
+    assert info["finished"] and info["images_seen"] == 24 * 36 and info["objective"] == objective
+    assert sorted(p.name for p in (run / "epochs").iterdir()) == ["012", "024"]
     backbone, head = load_backbone(run), load_head(run)
     x = torch.rand(2, 3, 16, 16)
     assert torch.isfinite(head(backbone(x))).all() and not backbone.training
-    assert weights_digest(load_backbone(run / "epochs" / "008")) == weights_digest(backbone)
-    assert weights_digest(load_backbone(run / "epochs" / "004")) != weights_digest(backbone)
+    assert weights_digest(load_backbone(run / "epochs" / "024")) == weights_digest(backbone)
+    assert weights_digest(load_backbone(run / "epochs" / "012")) != weights_digest(backbone)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -84,17 +85,17 @@ def test_a_run_stopped_in_the_middle_continues_byte_for_byte(
 
 def test_kill_9_loses_nothing_that_was_saved(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pretrain", *overrides(images, "bits_reset", tmp_path / "killed")]
-    command += ["trainer.epochs=40", "trainer.save_minutes=0"]
+    command += ["trainer.epochs=20", "trainer.save_minutes=0"]
     killed = tmp_path / "killed" / "bits_reset-folder"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 100
-        while not (killed / "resume" / "latest.json").exists() or _step(killed) < 20:
+        while not (killed / "resume" / "latest.json").exists() or _step(killed) < 10:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         process.kill()
-    assert 20 <= _step(killed) < 120
-    run_tiny(images, "bits_reset", tmp_path / "killed", "trainer.epochs=40")
-    whole = run_tiny(images, "bits_reset", tmp_path / "whole", "trainer.epochs=40")
+    assert 10 <= _step(killed) < 60
+    run_tiny(images, "bits_reset", tmp_path / "killed", "trainer.epochs=20")
+    whole = run_tiny(images, "bits_reset", tmp_path / "whole", "trainer.epochs=20")
     assert weights(whole) == weights(killed)
     assert not list(killed.rglob("*.tmp")) or read_run(killed)["finished"]
 

@@ -23,7 +23,6 @@ VIEWS = [
     "views.local={size: 8, scale: [0.05, 0.4], blur_p: 0.5}",
 ]
 JOINT = ["objective.head.out=12", "objective.loss.bins=4"]
-TWO_VIEWS = ("imsvd", "music", "barlow_twins", "vicreg")
 HEADS = {
     "imsvd": JOINT,
     "music": JOINT,
@@ -56,7 +55,7 @@ def overrides(root: Path, objective: str, runs: Path, *more: str) -> list[str]:
         *VIEWS,
         "objective.head.hidden=16",
         *HEADS.get(objective, ["objective.head.out=8"]),
-        f"optim.lr={0.005 if objective in TWO_VIEWS else 0.02}",
+        "optim.lr=0.02",
         "optim.warmup_epochs=1",
         "head_reset.every_epochs=2" if objective == "bits_reset" else "head_reset.every_epochs=0",
         "trainer={epochs: 3, batch_size: 12, workers: 0, log_every: 1}",

@@ -4,6 +4,8 @@ table     records -> rows (checkpoints) and columns (task, metric, dataset, prot
 markdown, latex, export (CSV, JSON, Parquet), page (one self-contained HTML file), text    a table -> a file
 escape    text of unknown origin -> text that is safe in each of these formats
 samples, ties    per-sample outcomes of two records in line; is a score tied with the best
-compare   two or more checkpoints, sample by sample: paired intervals and tests
-`python -m evaluate.leaderboard` writes all files and prints the table.
+compare, seeds   two or more checkpoints, or recipes of several seeds, sample by sample: paired intervals and tests
+published, paper_plan, paper, paper_text   the BITS paper's tables: published numbers, and beside them what was measured
+curves, figures  curves beside records and in logs of training; as drawings
+`python -m evaluate.leaderboard` writes all files and prints the table; `python -m evaluate.compare` compares.
 """

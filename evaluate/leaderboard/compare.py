@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,8 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
     if pairs is None:
         return replace(plain, note="not the same samples, or none were kept: only the scores are compared")
     a, b, groups, _ = pairs
-    by_seed, options = seeds.tables(reference, other, pairs), {"samples": samples, "seed": seed, "groups": groups}
+    by_seed = seeds.tables(reference, other, pairs)
+    options: dict[str, Any] = {"samples": samples, "seed": seed, "groups": groups}
     better, worse = extremes(pairs, KEPT, higher_is_better=other.higher_is_better, seed=seed)
     if by_seed is None:
         interval = statistics.paired_bootstrap(b, a, **options)

@@ -77,7 +77,7 @@ def _thinned(name: str, x: np.ndarray, y: np.ndarray) -> Curve:
     """At most `POINTS` finite points, the first and the last among them."""
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), POINTS)).round().astype(int)) if len(x) else []
+    kept = np.unique(np.linspace(0, max(0, len(x) - 1), min(len(x), POINTS)).round().astype(int))
     return Curve(name, [float(f"{v:.6g}") for v in x[kept]], [float(f"{v:.4g}") for v in y[kept]])
 
 
