@@ -89,7 +89,8 @@ def latex(tables: Sequence[PaperTable]) -> str:
 def _latex_table(table: PaperTable) -> str:
     layout, width = table.layout, len(table.layout.columns)
     caption = f"{layout.title}. Unit: {layout.unit}. Upright: published; italic: measured. {' '.join(_left_out(table))}"
-    lines = [r"\begin{table}", r"\centering", r"\footnotesize", rf"\caption{{{escape.latex(caption)}}}"]
+    size = r"\scriptsize\setlength{\tabcolsep}{2.5pt}" if width > 6 else r"\footnotesize"
+    lines = [r"\begin{table}", r"\centering", size, rf"\caption{{{escape.latex(caption)}}}"]
     lines += [rf"\begin{{tabular}}{{ll{'r' * width}}}", r"\toprule", *_latex_spans(layout.spans)]
     before = f"{layout.axis} = " if layout.axis else ""
     head = ["Method", "Source", *(before + column for column in layout.columns)]
