@@ -125,7 +125,8 @@ def seeds_interval(
     Level one is the bootstrap over samples of the mean over seeds. Level two, what other seeds would have given, is
     drawn from Student's t with (seeds - 1) degrees of freedom around the spread of the seeds' means: two to five seeds
     resampled with replacement are far too narrow. The interaction of seed and sample enters both levels, so the
-    interval errs to the wide side: by simulation the 95 % one covers 94.9 to 98.6 % (2, 3 and 5 seeds). A sample with a NaN in any seed is dropped. ValueError for fewer than two seeds.
+    interval errs to the wide side: by simulation the 95 % one covers 94.9 to 98.6 % (2, 3 and 5 seeds). A sample with a
+    NaN in any seed is dropped. ValueError for fewer than two seeds.
     """
     check_settings(samples, confidence)
     table = seed_table(values)
