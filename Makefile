@@ -75,6 +75,7 @@ check: $(ready) ## formatting, lint and types
 bench: $(ready) ## speed of pre-training and of evaluation
 	$(python) -m pretrain.bench
 	$(python) -m evaluate.bench
+	$(python) -m evaluate.bench_dense
 
 clean: ## remove caches of Python and of the tools; data/, runs/, results/, .cache/ and .venv/ stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -37,7 +37,7 @@ from pretrain.teacher import HeadReset, Network, hash_seed, make_teacher, update
 from pretrain.views import Crops, EpochBatches, View, colour_views
 
 #: configuration keys that change no number of a run
-HARMLESS = {"runs", "data_root", "data.splits", "data.prepare", "quiet", "overwrite"}
+HARMLESS = {"runs", "name", "resume", "data_root", "data.splits", "data.prepare", "quiet", "overwrite"}
 HARMLESS |= {
     f"trainer.{key}"
     for key in (
@@ -96,7 +96,8 @@ def fit(run: Run, log: Log, quiet: bool = False) -> None:
                 if agreed(run.fabric, bool(stop)):
                     save(run)
                     raise cli.Interrupted(
-                        f"{run.directory} is saved at step {run.step} of {last * n}; the same command goes on"
+                        f"{run.directory} is saved at step {run.step} of {last * n}; "
+                        f"the same command or resume={run.directory} goes on"
                     )
                 if time.monotonic() - saved > 60 * run.trainer["save_minutes"]:
                     save(run)
@@ -407,8 +408,21 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     )  # fmt: skip
 
 
+def saved_config(directory: Path, *, quiet: bool) -> DictConfig:
+    """The configuration of a run that was begun, pointing at where it lies now; raises CheckpointError without one."""
+    found = resume_run(directory)
+    if found is None:
+        raise CheckpointError(f"nothing to resume in {directory}: no resume/latest.json there; give a run's folder")
+    place = directory.resolve()
+    return OmegaConf.create(
+        {**found[1]["config"], "runs": str(place.parent), "name": place.name, "overwrite": False, "quiet": quiet}
+    )
+
+
 def train(cfg: DictConfig) -> Path:
     """Train the run that a configuration describes, or go on with it; returns its folder."""
+    if cfg.resume:
+        cfg = saved_config(Path(cfg.resume), quiet=cfg.quiet)
     directory = Path(cfg.runs) / cfg.name
     run = prepare(cfg, directory)
     with Log(run, fresh=cfg.overwrite or not restore(run)) as log:

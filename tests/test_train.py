@@ -76,11 +76,13 @@ def test_a_run_stopped_in_the_middle_continues_byte_for_byte(
         return original(*args)
 
     monkeypatch.setattr(module, "train_step", stop_at_fifth)
-    with pytest.raises(cli.Interrupted, match="step 5 of 9; the same command goes on"):
+    with pytest.raises(cli.Interrupted, match="step 5 of 9; the same command or resume="):
         run_tiny(images, objective, tmp_path / "parts")
     monkeypatch.undo()
     torch.rand(3)  # the state of the global generator plays no part
-    parts = run_tiny(images, objective, tmp_path / "parts")
+    stopped = tmp_path / "parts" / f"{objective}-folder"
+    parts = train(compose(f"resume={stopped}", "quiet=true"))
+    assert parts.samefile(stopped)
     assert weights(whole) == weights(parts)
     assert logged(whole) == logged(parts)
 

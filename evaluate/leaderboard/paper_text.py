@@ -88,10 +88,13 @@ def latex(tables: Sequence[PaperTable]) -> str:
 
 def _latex_table(table: PaperTable) -> str:
     layout, width = table.layout, len(table.layout.columns)
-    caption = f"{layout.title}. Unit: {layout.unit}. Upright: published; italic: measured. {' '.join(_left_out(table))}"
+    title = f"The paper, {layout.title}" if isinstance(layout.key, int) else layout.title
+    caption = f"{title}. Unit: {layout.unit}. Upright: published; italic: measured. {' '.join(_left_out(table))}"
     size = r"\scriptsize\setlength{\tabcolsep}{2.5pt}" if width > 6 else r"\footnotesize"
     lines = [r"\begin{table}", r"\centering", size, rf"\caption{{{escape.latex(caption)}}}"]
-    lines += [rf"\begin{{tabular}}{{ll{'r' * width}}}", r"\toprule", *_latex_spans(layout.spans)]
+    is_measured = any(line.source.startswith("measured") for _, rows in table.blocks for line in rows)
+    source = "p{4cm}" if is_measured else "l"  # names of checkpoints are long
+    lines += [rf"\begin{{tabular}}{{l{source}{'r' * width}}}", r"\toprule", *_latex_spans(layout.spans)]
     before = f"{layout.axis} = " if layout.axis else ""
     head = ["Method", "Source", *(before + column for column in layout.columns)]
     lines += [" & ".join(map(escape.latex, head)) + r" \\"]
