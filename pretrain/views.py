@@ -269,7 +269,9 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
     n, channels, height, width = part.shape
     reach = min(math.ceil(3 * float(s.max())), min(height, width) - 1)
     taps = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.softmax(-taps.square() / (2 * s.square().unsqueeze(1)), 1)  # (n, 2 reach + 1)
+    s = s.unsqueeze(1)
+    exponents = (-taps.square() / (2 * s.square())).masked_fill(taps.abs() > (3 * s).ceil(), -math.inf)
+    kernel = torch.softmax(exponents, 1)  # (n, 2 reach + 1), cut by each image's own deviation, whatever the batch
     for axis in (-1, -2):
         pad = (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach)
         padded = F.pad(part, pad, mode="reflect")

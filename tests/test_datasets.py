@@ -1,0 +1,144 @@
+"""Readers: the same images from folders, archives and lists; every kind of image; what is missing is named."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain.datasets import ImageError, ImageFolder, ImageList, Images, centre_view, decode
+
+DATA = Path(os.environ.get("BITSBENCH_DATA", Path(__file__).resolve().parents[1] / "data"))
+
+
+def packed(folder: Path, file: Path, mode: str) -> Path:
+    with tarfile.open(file, mode) as archive:
+        archive.add(folder, arcname=folder.name)
+    return file
+
+
+@pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz")])
+def test_an_archive_reads_like_its_folder(images: Path, tmp_path: Path, ending: str, mode: str) -> None:
+    packed(images, tmp_path / f"{images.name}.{ending}", mode)
+    a, b = ImageFolder(images, "train"), ImageFolder(tmp_path, "train", folder=images.name)
+    assert a.paths == b.paths and a.classes == b.classes == ["class0", "class1", "class2"]
+    assert (a.labels == b.labels).all() and len(a) == 36
+    for i in (0, 17, 35):
+        assert np.array_equal(np.asarray(a.image(i)), np.asarray(b.image(i)))
+    assert a.fingerprint == b.fingerprint
+
+
+def test_the_dataset_or_its_parent_may_be_given(images: Path) -> None:
+    inside = ImageFolder(images, "val", folder=images.name)
+    parent = ImageFolder(images.parent, "val", folder=images.name)
+    assert inside.fingerprint == parent.fingerprint and len(inside) == 18
+
+
+def test_hidden_files_other_endings_and_case_are_handled(images: Path, tmp_path: Path) -> None:
+    pixel = Image.fromarray(np.zeros((4, 4, 3), np.uint8))
+    for name in ("b/2.PNG", "b/10.png", "a/.hidden.png", "a/note.txt", "a/x.JPEG", ".cache/z.png"):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        if not name.endswith("txt"):
+            pixel.save(tmp_path / "train" / name, "png")
+    (tmp_path / "train/a/note.txt").write_text("no image")
+    found = ImageFolder(tmp_path, "train")
+    assert found.paths == ["train/a/x.JPEG", "train/b/10.png", "train/b/2.PNG"] and found.classes == ["a", "b"]
+    assert found.image(0).size == (4, 4), "decoded by content, not by name"
+
+
+def test_a_change_of_names_sizes_or_labels_changes_the_fingerprint(images: Path, tmp_path: Path) -> None:
+    from tiny import write_images
+
+    first = ImageFolder(write_images(tmp_path / "a", train=2, val=1), "train").fingerprint
+    assert ImageFolder(write_images(tmp_path / "b", train=2, val=1), "train").fingerprint == first
+    (tmp_path / "b/train/class0/000.png").rename(tmp_path / "b/train/class1/zzz.png")
+    assert ImageFolder(tmp_path / "b", "train").fingerprint != first
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def test_every_kind_of_image_becomes_rgb() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    grey = Image.fromarray(ramp)
+    rgb = Image.merge("RGB", [grey, grey, grey])
+    wide = Image.fromarray(ramp.astype(np.uint16) * 257)
+    for image, form in ((grey, "png"), (rgb.quantize(256), "png"), (rgb.convert("RGBA"), "png"), (wide, "png")):
+        found = np.asarray(decode(encoded(image, form), "x"))
+        assert found.shape == (16, 16, 3) and np.abs(found[..., 0].astype(int) - ramp).max() <= 1
+    assert decode(encoded(rgb.convert("CMYK"), "jpeg"), "x").mode == "RGB"
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", encoded(Image.new("RGB", (64, 64)), "png")[:40]])
+def test_what_is_no_image_is_named(data: bytes) -> None:
+    with pytest.raises(ImageError, match=r"cannot decode folder/x\.png: .*skip_bad=true"):
+        decode(data, "folder/x.png")
+
+
+def test_lists_give_classes_or_sets_of_classes_in_their_order(images: Path) -> None:
+    (images / "one.txt").write_text("train/class1/003.png 1\r\n\n train/class0/000.png 0\n")
+    (images / "many.txt").write_text("train/class1/003.png 0 1 1\ntrain/class0/000.png 1 0 0\n")
+    one, many = ImageList(images, "one.txt"), ImageList(images, "many.txt")
+    assert one.paths == many.paths == ["train/class1/003.png", "train/class0/000.png"]
+    assert one.labels.tolist() == [1, 0] and many.labels.tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert one.image(0).size == (20, 20)
+    for text, says in (("a.png x", "must be integers"), ("a.png 1\nb.png 1 0", "2 labels"), ("a.png", "0 labels")):
+        (images / "bad.txt").write_text(text)
+        with pytest.raises(ImageError, match=says):
+            ImageList(images, "bad.txt")
+
+
+def test_a_folder_of_any_depth_needs_no_labels(images: Path) -> None:
+    found = Images(images)
+    assert len(found) == 54 and found.labels is None
+
+
+def test_what_is_missing_is_named_with_the_expected_layout(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no dataset at .*expected test/<class>/<image>"):
+        ImageFolder(images, "test")
+    with pytest.raises(FileNotFoundError, match="no image found"):
+        Images(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder of images"):
+        Images(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no list file"):
+        ImageList(tmp_path, "list.txt")
+    listed = ImageList(images, "one.txt") if (images / "one.txt").exists() else None
+    if listed is not None:
+        listed.paths[0] = "gone.png"
+        with pytest.raises(ImageError, match=r"cannot read .*gone\.png"):
+            listed.image(0)
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set.tar").write_bytes(b"no archive at all" * 100)
+    with pytest.raises(ImageError, match=r"cannot read archive .*set\.tar"):
+        ImageFolder(tmp_path, "train", folder="set")
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (20, 20), (23, 31)])
+def test_the_centre_view_keeps_the_middle(size: tuple[int, int]) -> None:
+    width, height = size
+    image = Image.fromarray(np.zeros((height, width, 3), np.uint8))
+    image.putpixel((width // 2, height // 2), (255, 255, 255))
+    view = centre_view(image, 20, 16)
+    assert view.shape == (16, 16, 3)
+    y, x = np.unravel_index(view[..., 0].argmax(), (16, 16))
+    assert abs(int(y) - 8) <= 1 and abs(int(x) - 8) <= 1
+
+
+@pytest.mark.skipif(
+    not (DATA / "cifar10").is_dir(), reason="needs data/cifar10 (or BITSBENCH_DATA=folder that holds it)"
+)
+def test_cifar10_is_read_as_published() -> None:
+    for split, count in (("train", 50_000), ("test", 10_000)):
+        found = ImageFolder(DATA, split, folder="cifar10")
+        assert len(found) == count and found.classes[0] == "airplane" and found.classes[-1] == "truck"
+        assert np.bincount(found.labels).tolist() == [count // 10] * 10 and found.image(0).size == (32, 32)
