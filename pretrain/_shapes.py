@@ -176,8 +176,8 @@ def _interpolation(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 def value_noise(stream: Stream, height: int, width: int, cells: int) -> np.ndarray:
     """Smooth noise in [-1, 1], float32 (H, W): bilinear between random values on a lattice of `cells` cells a side."""
     count = (cells + 1) * (cells + 1)
-    lattice = stream.bytes(-(-count // 8) * 8)[:count].reshape(cells + 1, cells + 1)
-    lattice = (lattice.astype(np.float32) - 127.5) / 127.5
+    values = stream.bytes(-(-count // 8) * 8)[:count].reshape(cells + 1, cells + 1)
+    lattice = (values.astype(np.float32) - 127.5) / 127.5
     row, down = _interpolation(height, cells)
     column, right = _interpolation(width, cells)
     lines = lattice[row] + (lattice[row + 1] - lattice[row]) * down[:, None]

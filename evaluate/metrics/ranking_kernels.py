@@ -73,7 +73,7 @@ def sorted_ap(ranked, n, relevant, ties):
         if ties == INDEX:
             if ranked[j] & 1:
                 found += 1
-                total += found / end
+                total += float(found / end)
             j = end
             continue
         inside = np.int64(ranked[j] & 1)
