@@ -26,6 +26,7 @@ from evaluate.features import Store
 from evaluate.leaderboard.escape import terminal
 from evaluate.leaderboard.table import interval, number
 from evaluate.records import Record, Status
+from evaluate.storage import write_whole
 from evaluate.tasks.base import Data, Result, Subject, Task, Unavailable
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
@@ -83,13 +84,14 @@ class Evaluator:
             if not self.overwrite and self.is_recorded(record):
                 self.current += 1
                 return
-            run_task(record, checkpoint, item.task, subject)
+            files = run_task(record, checkpoint, item.task, subject)
         except Unavailable as error:
             self.note(checkpoint.record, item, "skipped", error.reason, error.remedy)
             return
         except FAILURES as error:
             self.note(checkpoint.record, item, "failed", one_line(error), "mend what the reason names, run it again")
             return
+        keep_files(self.root, record, files)
         records.write(self.root, record)
         self.written.append(record)
         self.say(f"{place} {checkpoint.record['name']}: {sentence(record)}")
@@ -133,8 +135,8 @@ def blank_record(checkpoint: importer.Checkpoint, task: Task, subject: Subject) 
     )
 
 
-def run_task(record: Record, checkpoint: importer.Checkpoint, task: Task, subject: Subject) -> None:
-    """Run a task and complete its record; warnings of the metrics become notes."""
+def run_task(record: Record, checkpoint: importer.Checkpoint, task: Task, subject: Subject) -> dict[str, bytes]:
+    """Run a task and complete its record; warnings of the metrics become notes. Returns its pictures by file name."""
     began = time.monotonic()
     if subject.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(subject.device)
@@ -147,6 +149,16 @@ def run_task(record: Record, checkpoint: importer.Checkpoint, task: Task, subjec
     smoke = ["a smoke world, not a benchmark"] if subject.data.smoke else []
     record.notes = list(dict.fromkeys([*result.notes, *checkpoint.notes, *heard, *smoke]))
     record.provenance |= provenance(subject) | {"seconds": round(time.monotonic() - began, 3)}
+    return result.files
+
+
+def keep_files(root: Path, record: Record, files: Mapping[str, bytes]) -> None:
+    """Write a task's pictures to figures/ beside the records, and name them in the provenance of its record."""
+    place = records.record_path("figures", record).with_suffix("")
+    for name, content in files.items():
+        write_whole(root.parent / place / name, content)
+    if files:
+        record.provenance["files"] = [str(place / name) for name in files]
 
 
 def provenance(subject: Subject) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What is not at hand (the dataset, an image, or a task whose samples are no image
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,10 @@ def open_images(dataset: str, data_root: Path, configs: Path = CONFIGS) -> dict[
     for reader in yaml.safe_load(file.read_text("utf-8"))["splits"].values():
         settings = {key: _resolved(value, data_root) for key, value in reader.items() if key != "_target_"}
         module, _, name = reader["_target_"].rpartition(".")
-        if module != datasets.__name__:
+        if not f"{module}.".startswith(f"{datasets.__name__}."):
             continue
         try:
-            images = getattr(datasets, name)(**settings)
+            images = getattr(importlib.import_module(module), name)(**settings)
         except (FileNotFoundError, datasets.ImageError):
             continue
         found |= {path: (images, i) for i, path in enumerate(images.paths)}

@@ -80,12 +80,16 @@ class Subject:
 
 @dataclass
 class Result:
-    """Scores, per-sample outcomes ("sample_id" names the samples), what was left out, and what a reader must know."""
+    """Scores, per-sample outcomes ("sample_id" names the samples), what was left out, and what a reader must know.
+
+    `files`: pictures and data for a person to look at, content by file name.
+    """
 
     scores: dict[str, Score]
     outcomes: dict[str, np.ndarray] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 class Task:
