@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from example_records import checkpoint, record
+from PIL import Image
 
 from evaluate.leaderboard import curves, page
 from evaluate.leaderboard.table import BASELINES, SMOKE, build
@@ -146,6 +147,23 @@ def test_a_record_on_disk_is_named_in_the_page(tmp_path):
     assert (tmp_path / row["folder"] / data["files"][row["records"][0][5]]).is_file()
 
 
+def test_pictures_of_a_task_are_named_as_seen_from_the_page_and_none_from_elsewhere(tmp_path):
+    for name in ("figures/a b/sheet.png", "figures/data.json", "secret.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    named = ["figures/a b/sheet.png", "figures/data.json", "figures/gone.png", "figures/../secret.png", "/etc/hosts"]
+    named += ["javascript:alert(1)", "https://example.org/x.png"]
+    whole = build(
+        [record("plain"), record("drawn", provenance={"dataset_fingerprint": "data-1", "files": named})],
+        root=tmp_path / "records",
+    )
+    data = page.payload(whole, output=tmp_path / "tables")
+    rows = {row["name"]: row["records"][0] for row in data["rows"]}
+    assert rows["drawn"][7:] == [["../figures/a%20b/sheet.png", "../figures/data.json"]] and rows["plain"][7:] == []
+    assert "secret" not in json.dumps(data), "the list of files is no other part of the provenance"
+    assert page.payload(whole)["rows"][0]["records"][0][7:] == []
+
+
 def test_controls_are_labelled_and_the_table_is_a_table(reader):
     identified = {a["id"] for _, a in reader.elements if "id" in a}
     assert {"search", "task", "dataset", "objective", "protocol", "details", "status"} <= identified
@@ -271,6 +289,20 @@ def test_a_browser_draws_figures_and_the_curves_of_a_score(browser):
     assert document.count("<polyline") == 3, "two in the figure of the page, one in the dialog"
     assert re.search(r'aria-label="Linear probing[^"]* from 10.00 to 50.00', document)
     assert "<title>Leaderboard</title>" in document, "a name was executed"
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_pictures_of_a_score_and_the_policy_admits_files(browser, tmp_path):
+    (tmp_path / "figures").mkdir()
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "figures" / "sheet.png")
+    (tmp_path / "figures" / "bits.json").write_text("{}")
+    named = ["figures/sheet.png", "figures/bits.json"]
+    drawn = record(HOSTILE, provenance={"dataset_fingerprint": "data-1", "files": named})
+    content = page.render(build([drawn], root=tmp_path / "records"), output=tmp_path)
+    document = browser(content, 'document.querySelector("td button").click()')
+    assert '<img src="figures/sheet.png" alt="sheet.png"' in document and '<a href="figures/bits.json">' in document
+    there = f'<img src="file://{tmp_path}/figures/sheet.png" alt=""></main>'
+    browser(content.replace("</main>", there))  # a refusal would be heard on the console
 
 
 @pytest.mark.slow

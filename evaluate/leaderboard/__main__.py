@@ -30,7 +30,7 @@ def rebuild(
         "tex": latex.render(headline),
         "csv": export.to_csv(rows),
         "json": export.to_json(table, rows),
-        "html": page.render(table, drawn, Path(runs) if runs else None),
+        "html": page.render(table, drawn, Path(runs) if runs else None, output),
     }
     for ending, content in files.items():
         write_whole(Path(output) / f"leaderboard.{ending}", content.encode())

@@ -24,9 +24,9 @@ data.rows.forEach((row, place) => {
   row.baseline = row.kind === "baseline";
   row.text = [row.name, row.label, row.backbone, row.objective].filter(Boolean).join(" ").toLowerCase();
   row.cells = new Map();
-  for (const [at, [shared, extra, seconds, memory, date, file, cells]] of row.records.entries()) {
+  for (const [at, [shared, extra, seconds, memory, date, file, cells, pictures = []]] of row.records.entries()) {
     const curves = row.curves?.[at] ?? [];
-    const record = { shared: data.shared[shared], extra: data.extra[extra], seconds, memory, date, file: path(row, file), curves };
+    const record = { shared: data.shared[shared], extra: data.extra[extra], seconds, memory, date, file: path(row, file), curves, pictures };
     for (const [column, value, low, high, n, mark] of cells) row.cells.set(column, { value, low, high, n, mark, record });
   }
   row.gaps = new Map(row.missing.map(([task, dataset, ...rest]) => [task + "\n" + dataset, rest]));
@@ -213,10 +213,20 @@ function show(row, column, cell) {
     ...part("Protocol", { ...column.protocol, fingerprint: column.fingerprint }),
     ...part("Provenance", { ...record.shared, seconds, "peak memory": memory, date: record.date, record: record.file }),
     ...part("Skipped", record.extra.skipped),
+    ...pictures(record.pictures),
     ...part("Notes", Object.fromEntries(record.extra.notes.map((note, i) => [i + 1, note]))),
     ...(row.training ?? []).flatMap((line) => drawing(`Training: ${line[0]}`, "images seen", "", [line])));
   $("details").showModal();
   $("details-body").scrollTop = 0;
+}
+
+function pictures(addresses) { // what a task left for a person to look at
+  if (!addresses.length) return [];
+  const [drawn, others] = [true, false].map((wanted) => addresses.filter((address) => /\.(png|gif)$/.test(address) === wanted));
+  const name = (address) => decodeURIComponent(address.split("/").at(-1));
+  return [make("h3", {}, "Pictures and data"),
+    ...drawn.map((address) => make("figure", {}, make("a", { href: address }, make("img", { src: address, alt: name(address), loading: "lazy" })), make("figcaption", {}, name(address)))),
+    make("p", {}, ...others.flatMap((address, i) => [i ? ", " : "", make("a", { href: address }, name(address))]))];
 }
 
 function part(title, fields) {

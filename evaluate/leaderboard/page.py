@@ -10,10 +10,12 @@ import base64
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from evaluate.leaderboard import curves
 from evaluate.leaderboard.curves import Curve, Figure
@@ -23,6 +25,7 @@ from evaluate.leaderboard.table import Cell, Column, Row, Table, choices
 from evaluate.records import Record
 
 PER_RECORD = ("seconds", "peak_memory_mb", "date")  # differs from record to record; the rest of the provenance repeats
+APART = (*PER_RECORD, "dataset_fingerprint", "files")
 LINES = 8  # in one figure: more cannot be told apart
 
 
@@ -41,11 +44,16 @@ class _Pool:
         return self.numbers[key]
 
 
-def render(table: Table, drawn: Sequence[Figure] = (), runs: Path | None = None) -> str:
-    """The page of every metric of `table` (it opens with the main ones), with figures and training logs in `runs`."""
+def render(
+    table: Table, drawn: Sequence[Figure] = (), runs: Path | None = None, output: str | Path | None = None
+) -> str:
+    """The page of every metric of `table` (it opens with the main ones), with figures and training logs in `runs`.
+
+    output: folder that the page will lie in, from which it points to the pictures of tasks; None for no pictures.
+    """
     folder = Path(__file__).parent
     style, program = (folder / "page.css").read_text("utf-8"), (folder / "page.js").read_text("utf-8")
-    parts = {"STYLE": style, "PROGRAM": program, "DATA": embed(payload(table, drawn, runs))}
+    parts = {"STYLE": style, "PROGRAM": program, "DATA": embed(payload(table, drawn, runs, output))}
     parts |= {"STYLE_HASH": _csp_hash(style), "PROGRAM_HASH": _csp_hash(program)}
     pieces = (folder / "page.html").read_text("utf-8").split("@@")
     return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
@@ -63,18 +71,20 @@ def embed(data: Any) -> str:
     return text
 
 
-def payload(table: Table, drawn: Sequence[Figure] = (), runs: Path | None = None) -> dict[str, Any]:
+def payload(
+    table: Table, drawn: Sequence[Figure] = (), runs: Path | None = None, output: str | Path | None = None
+) -> dict[str, Any]:
     """The table as JSON types: columns, rows, figures, and what the records of the rows share.
 
     A record is [shared, extra, seconds, memory, date, file, cells], its file number one of `files`, in the row's folder
-    unless it names another; a cell is [column, value, low, high, n, mark] with mark 2 best, 1 tied with it, 0 neither;
-    a missing number is null. A line is [name, x, y]; `curves` of a row are the figures of its records by their number,
-    `training` the lines of its log.
+    unless it names another, followed by the addresses of its pictures where there are any; a cell is
+    [column, value, low, high, n, mark] with mark 2 best, 1 tied with it, 0 neither; a missing number is null. A line is
+    [name, x, y]; `curves` of a row are the figures of its records by their number, `training` the lines of its log.
     """
     pools = _Pool(), _Pool(), _Pool()
     position = {column: i for i, column in enumerate(table.columns)}
     specs = curves.read_figures()
-    rows = [_row(row, position, table.root, pools) | _lines(row, specs, runs) for row in table.rows]
+    rows = [_row(row, position, table.root, pools, output) | _lines(row, specs, runs) for row in table.rows]
     seeds = [
         {"name": m.name, "label": m.label, "values": [[position[c], *map(_short, v)] for c, v in m.values.items()]}
         for m in table.seed_means
@@ -103,12 +113,17 @@ def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _row(row: Row, position: dict[Column, int], root: Path, pools: tuple[_Pool, _Pool, _Pool]) -> dict[str, Any]:
+def _row(
+    row: Row, position: dict[Column, int], root: Path, pools: tuple[_Pool, _Pool, _Pool], output: str | Path | None
+) -> dict[str, Any]:
     records: dict[int, tuple[Record, list]] = {}
     for column, cell in row.cells.items():
         records.setdefault(id(cell.record), (cell.record, []))[1].append(_cell(position[column], cell))
     folder = next((file_name(record, root).rpartition("/")[0] for record, _ in records.values()), "")
-    stored = [_record(record, cells, folder, root, pools) for record, cells in records.values()]
+    stored = [
+        _record(record, cells, folder, root, pools) + ([seen] if (seen := _pictures(record, root, output)) else [])
+        for record, cells in records.values()
+    ]
     about = {key: row.checkpoint.get(key) for key in ABOUT if row.checkpoint.get(key) not in (None, "")}
     missing = [[task, dataset, status.status, status.reason] for (task, dataset), status in row.statuses.items()]
     return {**about, "folder": folder, "records": stored, "missing": missing}
@@ -137,11 +152,22 @@ def _figure(figure: Figure) -> dict[str, Any]:
 def _record(record: Record, cells: list, folder: str, root: Path, pools: tuple[_Pool, _Pool, _Pool]) -> list:
     shared, extra, files = pools
     provenance = record.provenance
-    repeated = {key: value for key, value in provenance.items() if key not in (*PER_RECORD, "dataset_fingerprint")}
+    repeated = {key: value for key, value in provenance.items() if key not in APART}
     about = {"notes": record.notes, "skipped": record.skipped, "unit": record.score.unit}
     own = [_short(value) if isinstance(value := provenance.get(key), float) else value for key in PER_RECORD]
     file = files.number(file_name(record, root).removeprefix(f"{folder}/")) if record.path else None
     return [shared.number(repeated), extra.number(about), *own, file, cells]
+
+
+def _pictures(record: Record, root: Path, output: str | Path | None) -> list[str]:
+    """Addresses, as seen from `output`, of the files that a task left; what a record says is trusted below figures/."""
+    named = record.provenance.get("files")
+    if output is None or not isinstance(named, list):
+        return []
+    home = root.parent.resolve()
+    places = [(home / str(name)).resolve() for name in named]
+    kept = [place for place in places if place.is_relative_to(home / "figures") and place.is_file()]
+    return [quote(Path(os.path.relpath(place, Path(output).resolve())).as_posix()) for place in kept]
 
 
 def _cell(column: int, cell: Cell) -> list:
