@@ -423,6 +423,7 @@ def train(cfg: DictConfig) -> Path:
     """Train the run that a configuration describes, or go on with it; returns its folder."""
     if cfg.resume:
         cfg = saved_config(Path(cfg.resume), quiet=cfg.quiet)
+    cfg.name = str(cfg.name)  # 1 and nan are numbers in YAML
     directory = Path(cfg.runs) / cfg.name
     run = prepare(cfg, directory)
     with Log(run, fresh=cfg.overwrite or not restore(run)) as log:
@@ -434,7 +435,8 @@ def train(cfg: DictConfig) -> Path:
         run.fabric.print(f"{verb}: {run.info['objective']} on {run.info['data']['name']}, {last} steps")
         fit(run, log, cfg.quiet)
         if run.skipped:
-            run.fabric.print(f"{run.skipped} times an image could not be decoded and the next one stood in")
+            times = f"{run.skipped} time{'s' if run.skipped > 1 else ''}"
+            run.fabric.print(f"{times} an image could not be decoded and the next one stood in")
         run.fabric.print(f"finished {directory}")
     return directory
 

@@ -211,7 +211,8 @@ def test_bad_image_folders_are_named(kind: str, says: str, tmp_path: Path) -> No
 
 
 def test_skip_bad_trains_on_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = run_tiny(bad_images(tmp_path, "corrupt"), "bits_fixed", tmp_path, "trainer.skip_bad=true")
+    run = run_tiny(bad_images(tmp_path, "corrupt"), "bits_fixed", tmp_path, "trainer.skip_bad=true", "name=7")
+    assert run.name == "7", "a name that YAML reads as a number"
     assert read_run(run)["skipped_images"] > 0 and "could not be decoded" in capsys.readouterr().out
 
 
