@@ -8,20 +8,25 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
-import threading
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from pretrain.datasets.sources import (
+    Archive,
+    Folder,
+    ImageError,
+    Source,
+    find_archive,
+    locate,
+    one_or_more,
+    read_lines,
+)
+
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message names its path."""
 
 
 def decode(data: bytes, path: str) -> Image.Image:
@@ -41,119 +46,18 @@ def decode(data: bytes, path: str) -> Image.Image:
         ) from error
 
 
-class Folder:
-    """Bytes of files below a directory."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def names(self) -> list[str]:
-        """Relative paths of all files that are not hidden, in byte order."""
-        found = []
-        for base, folders, files in os.walk(self.root, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = Path(base).relative_to(self.root)
-            found += [(inside / name).as_posix() for name in files if not name.startswith(".")]
-        return sorted(found, key=os.fsencode)
-
-    def read(self, name: str) -> bytes:
-        """Content of a file; raises ImageError naming the path when it is missing or unreadable."""
-        try:
-            return (self.root / name).read_bytes()
-        except OSError as error:
-            raise ImageError(f"cannot read {self.root / name}: {error.strerror}") from error
-
-    def size(self, name: str) -> int:
-        """Bytes of a file (0 when it is missing)."""
-        try:
-            return os.stat(f"{self.root}/{name}").st_size
-        except OSError:
-            return 0
-
-
-class Archive:
-    """Bytes of members of a tar archive, read in place; a compressed one is held in memory once."""
-
-    def __init__(self, path: Path, inside: str):
-        self.root, self._lock = path, threading.Lock()
-        self._members: dict[str, tuple[int, int]] = {}
-        self._memory: bytearray | None = None
-        try:
-            with tarfile.open(path) as archive:
-                if tarfile.is_tarfile(path) and not _is_plain_tar(path):
-                    self._memory = bytearray()
-                for member in archive:
-                    self._add(archive, member, inside)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise ImageError(f"cannot read archive {path}: {error}") from error
-        self._file = None if self._memory is not None else os.open(path, os.O_RDONLY)
-
-    def _add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, inside: str) -> None:
-        name = PurePosixPath(member.name)
-        if not member.isfile() or any(part.startswith(".") and part != "." for part in name.parts):
-            return
-        if inside and (not name.parts or name.parts[0] != inside):
-            return
-        relative = str(PurePosixPath(*name.parts[1:])) if inside else str(name)
-        start = member.offset_data
-        if self._memory is not None:
-            start = len(self._memory)
-            self._memory += archive.extractfile(member).read()  # type: ignore[union-attr]
-        self._members[relative] = (start, member.size)
-
-    def names(self) -> list[str]:
-        """Names of all members that are not hidden, in byte order."""
-        return sorted(self._members, key=os.fsencode)
-
-    def read(self, name: str) -> bytes:
-        """Content of a member; raises ImageError naming it when it is missing."""
-        if name not in self._members:
-            raise ImageError(f"cannot read {name}: no such member in {self.root}")
-        start, size = self._members[name]
-        if self._memory is not None:
-            return bytes(self._memory[start : start + size])
-        return os.pread(self._file, size, start)  # type: ignore[arg-type]  # no seek: safe between forked workers
-
-    def size(self, name: str) -> int:
-        """Bytes of a member (0 when it is missing)."""
-        return self._members.get(name, (0, 0))[1]
-
-
-def _is_plain_tar(path: Path) -> bool:
-    try:
-        with tarfile.open(path, "r:"):
-            return True
-    except tarfile.TarError:
-        return False
-
-
-def locate(root: str | Path, folder: str, expected: str) -> Folder | Archive:
-    """Find a dataset named `folder` at root/folder, root itself, or root/folder.tar[.gz], in this order.
-
-    Raises FileNotFoundError naming the places looked at and the expected layout.
-    """
-    root = Path(root).expanduser()
-    first = expected.split("/")[0]
-    for place in (root / folder, root):
-        if (place / first).is_dir():
-            return Folder(place)
-    for suffix in (".tar", ".tar.gz", ".tgz"):
-        if folder and (archive := root / f"{folder}{suffix}").is_file():
-            return Archive(archive, PurePosixPath(folder).name)
-    raise FileNotFoundError(f"no dataset at {root / folder} (nor {folder or root.name}.tar there); expected {expected}")
-
-
 class ImageData:
     """An ordered set of images with optional labels.
 
     paths: relative names; labels: (n,) class indices, (n, C) 0/1 for several labels, or None; `classes`: their names.
-    `skip_bad` leaves out images that cannot be decoded and counts them in `skipped` (found when they are read).
+    `skip_bad` leaves out images that cannot be decoded and counts them in `skipped` (found when they are read). Raises
+    FileNotFoundError where there is no image, and ValueError for labels that do not fit the images or the classes.
     """
 
     def __init__(
         self,
         name: str,
-        source: Folder | Archive,
+        source: Source,
         paths: Sequence[str],
         labels: np.ndarray | None = None,
         classes: Sequence[str] = (),
@@ -162,6 +66,8 @@ class ImageData:
     ):
         if not len(paths):
             raise FileNotFoundError(f"no image found in {source.root}; known endings: {', '.join(sorted(EXTENSIONS))}")
+        if labels is not None:
+            check_labels(labels, paths, len(classes), name)
         self.name, self.source, self.paths = name, source, list(paths)
         self.labels, self.classes, self.skip_bad = labels, list(classes), skip_bad
 
@@ -179,64 +85,100 @@ class ImageData:
         digest = hashlib.sha256()
         for i, path in enumerate(self.paths):
             label = "" if self.labels is None else self.labels[i].tolist()
-            digest.update(f"{path}\0{self.source.size(path)}\0{label}\n".encode())
+            digest.update(f"{path}\0{self.source.size(path)}\0{label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
+
+
+def check_labels(labels: np.ndarray, paths: Sequence[str], classes: int, name: str) -> None:
+    """Raises ValueError unless labels are (n,) class indices below `classes`, or (n, classes) zeros and ones."""
+    if len(labels) != len(paths):
+        raise ValueError(f"{name} has {len(labels)} labels for {len(paths)} images; one row per image is needed")
+    if labels.ndim == 2 and labels.shape[1] != classes:
+        raise ValueError(f"labels of {name} have {labels.shape[1]} columns for {classes} classes")
+    wrong = (labels < 0) | (labels >= (classes if labels.ndim == 1 else 2))
+    if wrong.any():
+        path, allowed = paths[int(np.argwhere(wrong)[0, 0])], f"0..{classes - 1}" if labels.ndim == 1 else "0 and 1"
+        raise ValueError(f"label {labels[wrong][0]} of {path} in {name} is outside {allowed}")
 
 
 def is_image(name: str) -> bool:
     """Whether a file name ends like an image, in any case."""
-    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def class_tree(source: Source, inside: str, *, allow_empty: bool = False) -> tuple[list[str], list[str], list[str]]:
+    """Images of `inside`/<class>/...: their paths in byte order, the class of each, all classes in byte order.
+
+    Raises FileNotFoundError where there is no image, and ImageError for a class directory without one (`allow_empty`
+    admits it).
+    """
+    depth = inside.count("/") + 1 if inside else 0
+    paths = [path for path in source.names(inside) if is_image(path) and path.count("/") > depth]
+    place = f"{source.root}/{inside}".rstrip("/")
+    if not paths:
+        raise FileNotFoundError(f"no image in {place}; expected {f'{inside}/' if inside else ''}<class>/<image>")
+    of = [path.split("/", depth + 1)[depth] for path in paths]
+    names = set(of)
+    empty = [name for name in source.folders(inside) if name not in names]
+    if empty and not allow_empty:
+        raise ImageError(
+            f"class directory {place}/{empty[0]} holds no image; fill it, remove it or set allow_empty=true"
+        )
+    return paths, of, sorted(names.union(empty), key=os.fsencode)
+
+
+def indices(of: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Class names (n,) as positions among `classes`, int64; raises KeyError for one that is not there."""
+    position = {name: i for i, name in enumerate(classes)}
+    return np.array([position[name] for name in of], np.int64)
 
 
 class ImageFolder(ImageData):
     """`root/<split>/<class>/...image`, a directory or a tar archive; classes in byte order of their names.
 
-    Accepts the dataset's folder or its parent as `root`. Raises FileNotFoundError when the split is missing or holds
-    no image, and ImageError when a class directory is empty (`allow_empty` admits it).
+    split, folder: where publishers or their releases differ, several names, of which the first that is there is read.
+    archive: the publisher's name of a tar archive that holds `folder`. Accepts the dataset's folder or its parent as
+    `root`. Raises FileNotFoundError when the split is missing or holds no image, and ImageError when a class directory
+    is empty (`allow_empty` admits it).
     """
 
     def __init__(
         self,
         root: str | Path,
-        split: str,
+        split: str | Sequence[str],
         *,
-        folder: str = "",
+        folder: str | Sequence[str] = "",
+        archive: str = "",
         name: str = "",
         allow_empty: bool = False,
         skip_bad: bool = False,
     ):
-        layout = f"{split}/<class>/<image>"
-        source = locate(root, folder, layout)
-        inside = f"{split}/"
-        paths = [path for path in source.names() if path.startswith(inside) and is_image(path) and path.count("/") >= 2]
-        if not paths:
-            raise FileNotFoundError(f"no image in {source.root}/{split}; expected {layout}")
-        names = {path.split("/")[1] for path in paths}
-        if isinstance(source, Folder):
-            entries = {e.name for e in os.scandir(source.root / split) if e.is_dir() and not e.name.startswith(".")}
-            if entries - names and not allow_empty:
-                empty = sorted(entries - names)[0]
-                raise ImageError(
-                    f"class directory {source.root}/{split}/{empty} holds no image; "
-                    "fill it, remove it or set allow_empty=true"
-                )
-            names |= entries
-        classes = sorted(names, key=os.fsencode)
-        index = {name: i for i, name in enumerate(classes)}
-        labels = np.array([index[path.split("/")[1]] for path in paths])
-        super().__init__(name or folder or source.root.name, source, paths, labels, classes, skip_bad=skip_bad)
+        splits = one_or_more(split)
+        layout = " or ".join(f"{part}/<class>/<image>" for part in splits)
+        source = locate(root, folder, layout, splits, archive)
+        inside = next((part for part in splits if source.holds(part)), splits[0])
+        paths, of, classes = class_tree(source, inside, allow_empty=allow_empty)
+        name = name or one_or_more(folder)[0] or source.root.name
+        super().__init__(name, source, paths, indices(of, classes), classes, skip_bad=skip_bad)
 
 
 class Images(ImageData):
-    """Every image below a folder (or in a tar archive), whatever its sub-folders; no labels."""
+    """Every image below a folder (or in a tar archive), whatever its sub-folders; no labels.
+
+    `root` is its parent, or the folder itself where it has that name. Raises FileNotFoundError when it is missing.
+    """
 
     def __init__(self, root: str | Path, *, folder: str = "", name: str = "", skip_bad: bool = False):
-        place = Path(root).expanduser() / folder
+        root = Path(root).expanduser()
+        place = root / folder
+        source: Source | None = None
         if place.is_file():
-            source: Folder | Archive = Archive(place, "")
+            source = Archive(place, "")
         elif place.is_dir():
             source = Folder(place)
-        else:
+        elif not (source := find_archive(root, [folder])) and root.name == folder and root.is_dir():
+            source = Folder(root)
+        if source is None:
             raise FileNotFoundError(f"no folder of images at {place}; give data_root=<folder that holds images>")
         paths = [path for path in source.names() if is_image(path)]
         super().__init__(name or place.name, source, paths, skip_bad=skip_bad)
@@ -245,35 +187,51 @@ class Images(ImageData):
 class ImageList(ImageData):
     """Images named by a text file: `relative/path class_index` or `relative/path l_1 ... l_C` with zeros and ones.
 
-    Blank lines and CR line ends are ignored, the order is kept. Raises FileNotFoundError when the list is missing and
-    ImageError naming the line that cannot be read.
+    Blank lines and CR line ends are ignored, the order is kept; a path may hold spaces where it ends like an image.
+    classes: their number, where the list need not show all. Raises FileNotFoundError when the list is missing,
+    ImageError naming the line that cannot be read, and ValueError for labels outside the classes.
     """
 
-    def __init__(self, root: str | Path, list_file: str, *, folder: str = "", name: str = "", skip_bad: bool = False):
-        place = Path(root).expanduser() / folder
-        file = place / list_file
+    def __init__(
+        self,
+        root: str | Path,
+        list_file: str,
+        *,
+        folder: str = "",
+        name: str = "",
+        classes: int = 0,
+        skip_bad: bool = False,
+    ):
+        source = Folder(Path(root).expanduser() / folder)
+        file = source.root / list_file
         if not file.is_file():
             raise FileNotFoundError(
                 f"no list file {file}; expected lines `relative/path class` or `relative/path 0 1 ...`"
             )
-        paths, rows = [], []
-        for number, line in enumerate(file.read_text().splitlines(), 1):
-            fields = line.split()
-            if not fields:
-                continue
-            try:
-                rows.append([int(value) for value in fields[1:]])
-            except ValueError as error:
-                raise ImageError(f"{file} line {number}: labels must be integers, got {line!r}") from error
-            paths.append(fields[0])
-            if len(rows[-1]) != len(rows[0]) or not rows[-1]:
-                raise ImageError(f"{file} line {number}: {len(rows[-1])} labels, the first line has {len(rows[0])}")
-        table = np.array(rows, np.int64)
+        paths, table = listed(read_lines(source, list_file, ""), str(file))
         labels = table[:, 0] if table.shape[1] == 1 else table
-        count = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
-        super().__init__(
-            name or place.name, Folder(place), paths, labels, [str(i) for i in range(count)], skip_bad=skip_bad
-        )
+        count = classes or (int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1])
+        name = name or source.root.name
+        super().__init__(name, source, paths, labels, [str(i) for i in range(count)], skip_bad=skip_bad)
+
+
+def listed(lines: Sequence[str], file: str) -> tuple[list[str], np.ndarray]:
+    """Paths and their label columns (n, C) int64 of the lines of a list; raises ImageError naming the odd line."""
+    paths, rows = [], []
+    for line in lines:
+        fields = line.split()
+        last = max((i for i, field in enumerate(fields) if is_image(field)), default=0)
+        path = line if last + 1 == len(fields) else line.rsplit(maxsplit=len(fields) - last - 1)[0]
+        try:
+            rows.append([int(value) for value in fields[last + 1 :]])
+        except ValueError as error:
+            raise ImageError(f"{file}: labels must be integers, got {line!r}") from error
+        paths.append(path)
+        if len(rows[-1]) != len(rows[0]) or not rows[-1]:
+            raise ImageError(f"{file}: {len(rows[-1])} labels in {line!r}, the first line has {len(rows[0])}")
+    if not paths:
+        raise ImageError(f"{file} lists no image; expected lines `relative/path class` or `relative/path 0 1 ...`")
+    return paths, np.array(rows, np.int64)
 
 
 def centre_view(image: Image.Image, resize: int, crop: int) -> np.ndarray:
