@@ -1,4 +1,7 @@
-"""Speed of pre-training as ratios: `python -m pretrain.bench [objective=... data=... trainer.batch_size=...]`.
+"""Speed of pre-training as ratios: `python -m pretrain.bench [--peers] [objective=... data=... ...]`.
+
+--data measures the data pipeline by number of images instead (see `bench_data`); --peers also runs the same objective
+as another library trains it (see `bench_peers`).
 
 Compares, interleaved in one run and best of several rounds, the whole loop (decode, crop, colours, teacher, student,
 loss, clipping, optimiser, teacher update) with the bare forward and backward of the same networks on ready views. A
@@ -11,8 +14,9 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ import torch
 from omegaconf import DictConfig
 
 from pretrain import cli
+from pretrain.bench_data import bench_data
+from pretrain.bench_peers import PEERS, Peer
 from pretrain.train import Run, prepare, start_epoch, train_step
 from pretrain.views import colour_views
 
@@ -63,7 +69,16 @@ def time_bare(run: Run, views: list[torch.Tensor]) -> float:
     return (time.perf_counter() - began) / STEPS
 
 
-def bench(cfg: DictConfig) -> None:
+def time_peer(run: Run, peer: Peer) -> float:
+    """Seconds a step of another library's loop."""
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        peer.step()
+    synchronise(run)
+    return (time.perf_counter() - began) / STEPS
+
+
+def bench(cfg: DictConfig, peers: bool = False, command: Sequence[str] = ()) -> None:
     """Measure and print one table."""
     run = prepare(cfg, Path(cfg.runs) / "bench")
     start_epoch(run, 0)
@@ -71,24 +86,41 @@ def bench(cfg: DictConfig) -> None:
     batch = next(source)
     backbone = run.network.backbone
     views = colour_views(batch, backbone.mean, backbone.std, run.fabric.device)
-    time_bare(run, views), time_loop(run, source)  # warm-up
-    rounds = [(time_loop(run, source), time_bare(run, views)) for _ in range(ROUNDS)]
-    loop, bare = (min(column) for column in zip(*rounds, strict=True))
+    measures = [partial(time_loop, run, source), partial(time_bare, run, views)]
+    measures += [partial(time_peer, run, Peer(run))] if peers else []
+    for measure in measures:
+        measure()  # warm-up
+    rounds = [[measure() for measure in measures] for _ in range(ROUNDS)]
+    loop, bare, *others = (min(column) for column in zip(*rounds, strict=True))
     size = run.batches.batch_size
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if run.fabric.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
     threads, device = torch.get_num_threads(), run.fabric.device
     print(f"{date.today()}  {platform.machine()}, {threads} threads, {device}, torch {torch.__version__}")
-    print(f"python -m pretrain.bench {' '.join(sys.argv[1:])}")
+    print(f"python -m pretrain.bench {' '.join(command)}")
     print(
         f"{run.info['objective']}, {backbone.spec['name']}, {len(views)} views of {views[0].shape[-1]} px, batch {size}"
     )
     print(f"{'whole loop':<28}{size / loop:10.0f} images/s")
     print(f"{'bare forward and backward':<28}{size / bare:10.0f} images/s")
     print(f"{'ratio':<28}{bare / loop:10.2f}   (best of {ROUNDS} rounds of {STEPS} steps)")
+    for other in others:
+        name = f"{PEERS[run.info['objective']]}, whole loop"
+        print(f"{name:<28}{size / other:10.0f} images/s")
+        print(f"{'ours to theirs':<28}{other / loop:10.2f}")
     print(f"{'peak memory':<28}{memory:10.0f} MiB")
 
 
+def main() -> None:
+    """Entry point of `python -m pretrain.bench`."""
+    if "--data" in sys.argv:
+        return bench_data()
+    peers = "--peers" in sys.argv
+    command = sys.argv[1:]
+    sys.argv = [word for word in sys.argv if word != "--peers"]
+    cli.run(partial(bench, peers=peers, command=command), "pretrain")
+
+
 if __name__ == "__main__":
-    cli.run(bench, "pretrain")
+    main()

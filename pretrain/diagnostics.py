@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -50,11 +52,40 @@ def health(backbone: nn.Module, head: nn.Module, images: Tensor, chunk: int = 64
     return figures
 
 
-def warnings(figures: dict[str, float]) -> list[str]:
-    """What looks wrong, in words; empty when nothing does."""
-    found = []
-    if figures["effective_rank"] < 2:
-        found.append(f"the features have an effective rank of {figures['effective_rank']:.1f}: they have collapsed")
+def warnings(
+    figures: Mapping[str, float],
+    *,
+    highest_rank: float = 0.0,
+    chance: float | None = None,
+    floor: float = 0.0,
+    done: float = 1.0,
+) -> dict[str, str]:
+    """What looks wrong after an epoch, in words by kind; empty when nothing does.
+
+    figures: `health`, and agreement and rate_over_bound where the objective has them; highest_rank: effective rank at
+    its best so far; chance: agreement of a student that says the same of every image; floor: rate_over_bound when all
+    rows point one way; done: share of the run, because agreement starts at chance.
+    """
+    found = {}
+    rank, agreement = figures["effective_rank"], figures.get("agreement")
+    if rank < 2:
+        found["rank"] = f"the features have an effective rank of {rank:.1f}: they have collapsed"
+    elif rank < highest_rank / 2:
+        found["falling"] = f"the effective rank of the features fell from {highest_rank:.1f} to {rank:.1f}: a collapse"
     if figures["dead_bits"] > 0.5:
-        found.append(f"{figures['dead_bits']:.0%} of the outputs never change sign: the channel has collapsed")
+        dead = figures["dead_bits"]
+        found["dead"] = f"{dead:.0%} of the outputs never change sign: the channel has collapsed"
+    if floor and figures.get("rate_over_bound", 1.0) < 1.5 * floor:
+        share = figures["rate_over_bound"]
+        found["floor"] = f"the rate is at its floor ({share:.1%} of its bound): all outputs point one way"
+    if chance is not None and agreement is not None and done >= 0.25:
+        if agreement > 0.995 * chance:
+            found["chance"] = (
+                f"the agreement is {agreement:.4f}, no better than a guess ({chance:.4f}): the student learns "
+                "nothing from the teacher; try another rate weight, learning rate or initial scale of the head"
+            )
+        elif agreement < 0.02 * chance:
+            found["saturated"] = (
+                f"the agreement is {agreement:.4f}, a guess has {chance:.4f}: it is saturated and has no gradient left"
+            )
     return found

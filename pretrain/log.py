@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pretrain import diagnostics
+from pretrain.loggers import open_loggers
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
 
@@ -82,6 +84,8 @@ class Log:
                 raise OSError(
                     f"cannot write {self.path}: {error.strerror}; choose a folder you may write: runs=..."
                 ) from error
+        self.said: set[str] = set()
+        self.loggers = open_loggers(run.trainer["loggers"] if self.main else [], run.directory, run.info, run.step)
         self.rows = [] if fresh or not self.main else self._rows_until(run.step)
 
     def _rows_until(self, step: int) -> list[dict[str, str]]:
@@ -100,6 +104,8 @@ class Log:
     ) -> None:
         if self.file is not None:
             self.file.close()
+        for logger in self.loggers:
+            logger.close()
 
     def add(self, run: Any, scalars: dict[str, Tensor]) -> None:
         """Add a step's figures; writes a row when one is due."""
@@ -112,12 +118,30 @@ class Log:
             self._write(run, {})
 
     def end_epoch(self, run: Any, epoch: int, figures: dict[str, float]) -> None:
-        """Write the epoch's row with its health figures, and say what looks wrong."""
+        """Write the epoch's row with its health figures, and say what newly looks wrong."""
         if not self.main:
             return
+        highest = max((float(row["effective_rank"]) for row in self.rows if row.get("effective_rank")), default=0.0)
         self._write(run, figures)
-        for line in diagnostics.warnings(figures):
-            tqdm.write(f"warning after epoch {epoch + 1}: {line}", file=sys.stderr)
+        means = {name: self._latest(name) for name in ("agreement", "rate_over_bound")}
+        found = diagnostics.warnings(
+            figures | {name: value for name, value in means.items() if value is not None},
+            highest_rank=highest,
+            chance=run.objective.chance,
+            floor=run.objective.floor(run.batches.batch_size),
+            done=(epoch + 1) / run.trainer["epochs"],
+        )
+        self.remark(f"after epoch {epoch + 1}", [line for kind, line in found.items() if kind not in self.said])
+        self.said = set(found)
+
+    def remark(self, when: str, lines: Iterable[str]) -> None:
+        """Say what looks wrong, on the main process."""
+        for line in lines if self.main else ():
+            tqdm.write(f"warning {when}: {line}", file=sys.stderr)
+
+    def _latest(self, name: str) -> float | None:
+        """The newest value of a figure in the log."""
+        return next((float(row[name]) for row in reversed(self.rows) if row.get(name)), None)
 
     def _write(self, run: Any, figures: dict[str, float]) -> None:
         count = run.sums.pop("count", 0.0)
@@ -135,6 +159,8 @@ class Log:
             **means,
             **figures,
         }
+        for logger in self.loggers:
+            logger.log(run.step, {key: float(value) for key, value in row.items() if key != "step"})
         self._append({key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in row.items()})
 
     def _append(self, row: dict[str, str]) -> None:

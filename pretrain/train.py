@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,30 +21,24 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pretrain import cli, diagnostics
 from pretrain.backbones import Backbone, preprocess
-from pretrain.checkpoint import CheckpointError, load_weights, resume_run, save_resume, save_run
+from pretrain.checkpoint import CheckpointError, resume_run
+from pretrain.curves import write_curves
 from pretrain.datasets import ImageData, ImageError, centre_view
 from pretrain.distributed import mean_over_processes
 from pretrain.heads import build_head
 from pretrain.log import Log, Progress, describe_machine
-from pretrain.objectives.base import Objective
+from pretrain.loggers import check_loggers
+from pretrain.objectives.base import Objective, Output
 from pretrain.optim import clip_gradients, make_optimizer, parameter_groups
 from pretrain.schedules import cosine_schedule, lars_schedule
+from pretrain.state import keeps, restore, save, start_from
 from pretrain.teacher import HeadReset, Network, hash_seed, make_teacher, update_teacher
 from pretrain.views import Crops, EpochBatches, View, colour_views
-
-#: configuration keys that change no number of a run
-HARMLESS = {"runs", "name", "resume", "data_root", "data.splits", "data.prepare", "quiet", "overwrite"}
-HARMLESS |= {
-    f"trainer.{key}"
-    for key in (
-        "workers", "save_every", "save_minutes", "keep_every", "log_every", "devices", "num_nodes", "stop_after_epoch"
-    )
-}  # fmt: skip
 
 
 @dataclass
@@ -93,18 +88,19 @@ def fit(run: Run, log: Log, quiet: bool = False) -> None:
                 run.step, run.seconds = run.step + 1, time.monotonic() - began
                 progress.advance(scalars)
                 log.add(run, scalars)
-                if agreed(run.fabric, bool(stop)):
-                    save(run)
-                    raise cli.Interrupted(
-                        f"{run.directory} is saved at step {run.step} of {last * n}; "
-                        f"the same command or resume={run.directory} goes on"
-                    )
-                if time.monotonic() - saved > 60 * run.trainer["save_minutes"]:
+                due = time.monotonic() - saved > 60 * run.trainer["save_minutes"]  # by a clock of each process's own
+                if agreed(run.fabric, bool(stop) or due):
                     save(run)
                     saved = time.monotonic()
+                    if agreed(run.fabric, bool(stop)):
+                        raise cli.Interrupted(
+                            f"{run.directory} is saved at step {run.step} of {last * n}; "
+                            f"the same command or resume={run.directory} goes on"
+                        )
             log.end_epoch(run, epoch, end_epoch(run))
-            if (epoch + 1) % run.trainer["save_every"] == 0 or epoch + 1 == last:
-                save(run, finished=epoch + 1 == last)
+            done = epoch + 1
+            if done % run.trainer["save_every"] == 0 or done == last or keeps(run.trainer, done):
+                save(run, finished=done == last)
                 saved = time.monotonic()
 
 
@@ -113,18 +109,12 @@ def train_step(run: Run, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]
     fabric, it = run.fabric, run.step
     torch.manual_seed(hash_seed(run.info["seed"], it, fabric.global_rank))  # stochastic depth
     write_rates(run, epoch)
-    views = colour_views(batch, run.network.backbone.mean, run.network.backbone.std, fabric.device)
-    views = fabric.strategy.precision.convert_input(views)
-    with torch.no_grad(), fabric.autocast():
-        target = run.teacher(views[:2]) if run.teacher is not None else None
-    output = run.objective(run.student(views), target)
-    if agreed(fabric, not bool(torch.isfinite(output.loss))):
-        raise FloatingPointError(
-            f"the loss is {output.loss.item()} at step {it} (epoch {epoch}); the last saved state is untouched: "
-            f"lower optim.lr (now {run.schedules['lr'].max():.3g} at its peak) or optim.clip_grad, and run again"
-        )
     run.optimizer.zero_grad()
-    fabric.backward(output.loss)
+    parts = split_batch(batch, run.trainer["accumulate"])
+    outputs = []
+    for i, part in enumerate(parts, 1):
+        with unsynchronised(run) if i < len(parts) else contextlib.nullcontext():
+            outputs.append(forward_backward(run, part, epoch, len(parts)))
     if fabric.strategy.precision.precision == "16-mixed":
         fabric.strategy.precision.unscale_gradients(run.optimizer)
     norm = clip_gradients(run.network.parameters(), *run.clip)
@@ -133,9 +123,44 @@ def train_step(run: Run, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]
     if run.teacher is not None:
         update_teacher(run.teacher, run.network, float(run.schedules["ema"][it]))
     run.skipped += int(batch["bad"].sum())
-    scalars = {"loss": output.loss.detach(), "grad_norm": norm, **output.scalars}
+    figures = [{"loss": output.loss.detach(), "grad_norm": norm, **output.scalars} for output in outputs]
+    scalars = {name: torch.stack([each[name] for each in figures]).mean(0) for name in figures[0]}
     means = mean_over_processes(torch.stack([value.double() for value in scalars.values()]))
     return dict(zip(scalars, means, strict=True))
+
+
+def forward_backward(run: Run, batch: dict[str, Any], epoch: int, parts: int) -> Output:
+    """Views, teacher, student, loss and its gradient, as one of so many equal parts of a step.
+
+    Raises FloatingPointError on all processes when the loss of one is not finite.
+    """
+    fabric = run.fabric
+    views = colour_views(batch, run.network.backbone.mean, run.network.backbone.std, fabric.device)
+    views = fabric.strategy.precision.convert_input(views)
+    with torch.no_grad(), fabric.autocast():
+        target = run.teacher(views[:2]) if run.teacher is not None else None
+    output = run.objective(run.student(views), target)
+    if agreed(fabric, not bool(torch.isfinite(output.loss))):
+        raise FloatingPointError(
+            f"the loss is {output.loss.item()} at step {run.step} (epoch {epoch}); the last saved state is untouched: "
+            f"lower optim.lr (now {run.schedules['lr'].max():.3g} at its peak) or optim.clip_grad, and run again"
+        )
+    fabric.backward(output.loss / parts)
+    return output
+
+
+def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
+    """A process's batch as so many equal parts."""
+    if parts == 1:
+        return [batch]
+    crops = zip(*(crop.chunk(parts) for crop in batch["crops"]), strict=True)
+    rest = zip(batch["colours"].chunk(parts), batch["bad"].chunk(parts), strict=True)
+    return [{"crops": list(c), "colours": k, "bad": b} for c, (k, b) in zip(crops, rest, strict=True)]
+
+
+def unsynchronised(run: Run) -> contextlib.AbstractContextManager:
+    """Keep gradients on this process until the last part of a step."""
+    return run.fabric.no_backward_sync(run.student) if run.fabric.world_size > 1 else contextlib.nullcontext()
 
 
 def start_epoch(run: Run, epoch: int) -> None:
@@ -194,103 +219,16 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def save(run: Run, finished: bool = False) -> None:
-    """Save what evaluation reads and what a continued run needs, on the main process."""
-    run.fabric.barrier()
-    if run.fabric.is_global_zero:
-        student = run.network
-        evaluated = run.teacher if run.teacher is not None else student
-        info = {
-            **run.info,
-            "step": run.step,
-            "epoch": run.step / run.steps_per_epoch,
-            "images_seen": run.step * run.batches.batch_size,
-            "skipped_images": run.skipped,
-            "seconds": round(run.seconds, 1),
-            "finished": finished,
-        }
-        parts = (evaluated.backbone, evaluated.head)
-        both = (student.backbone, student.head) if run.teacher is not None else None
-        keep, epoch = run.trainer["keep_every"], run.step // run.steps_per_epoch
-        if keep and run.step % run.steps_per_epoch == 0 and epoch % keep == 0:
-            save_run(run.directory / "epochs" / f"{epoch:03d}", parts, both, info)
-        save_resume(run.directory, *resume_state(run, info))
-        save_run(run.directory, parts, both, info)
-    run.fabric.barrier()
-
-
-def resume_state(run: Run, info: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (student, teacher, objective, optimiser) and facts that continue the run exactly."""
-    modules = {"student": run.network, "teacher": run.teacher, "objective": run.objective}
-    tensors = {
-        f"{part}/{name}": value
-        for part, module in modules.items()
-        if module is not None
-        for name, value in module.state_dict().items()
-    }
-    for index, entries in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in entries.items()}
-    scaler = {key: float(value) for key, value in run.fabric.strategy.precision.state_dict().items()}
-    return tensors, {**info, "sums": run.sums, "scaler": scaler}
-
-
-def restore(run: Run) -> bool:
-    """Continue from the run's saved state, if there is one; returns whether there was.
-
-    Raises CheckpointError when the folder holds a run of another configuration or other images.
-    """
-    found = resume_run(run.directory)
-    if found is None:
-        return False
-    tensors, state = found
-    different = differences(state["config"], run.info["config"])
-    if state["data"]["fingerprint"] != run.info["data"]["fingerprint"]:
-        different.append(f"the images: {state['data']['name']} {state['data']['fingerprint']} there")
-    if different:
-        raise CheckpointError(
-            f"{run.directory} holds a run of another configuration ({'; '.join(different[:3])}); "
-            "choose another name=..., or overwrite=true to start again"
-        )
-    modules = {"student": run.network, "teacher": run.teacher, "objective": run.objective}
-    for part, module in modules.items():
-        if module is not None:
-            load_weights(module, select(tensors, f"{part}/"), run.directory)
-    optimizer = run.optimizer.state_dict()
-    for name, value in select(tensors, "optimizer/").items():
-        index, key = name.split("/")
-        optimizer["state"].setdefault(int(index), {})[key] = value
-    run.optimizer.load_state_dict(optimizer)
-    if state["scaler"]:
-        scaler = {k: int(v) if k == "_growth_tracker" else v for k, v in state["scaler"].items()}
-        run.fabric.strategy.precision.load_state_dict(scaler)
-    run.step, run.skipped, run.seconds, run.sums = (
-        state["step"], state["skipped_images"], state["seconds"], state["sums"]
-    )  # fmt: skip
-    return True
-
-
-def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Entries below a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Configuration entries that differ, in words, leaving out those that change no number."""
-    found: list[str] = []
-    for key in sorted({*old, *new}):
-        name = f"{prefix}{key}"
-        if name in HARMLESS:
-            continue
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{name}.")
-        elif a != b:
-            found.append(f"{name} is {a!r} there, {b!r} now")
-    return found
-
-
 def make_fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
-    """Fabric for this machine or for the process group that torchrun or SLURM started."""
+    """Fabric for this machine or for the process group that torchrun or SLURM started.
+
+    Raises ValueError for sharded strategies.
+    """
+    if "fsdp" in strategy or "deepspeed" in strategy:
+        raise ValueError(
+            f"trainer.strategy={strategy} is not supported: clipping by tensor, the teacher's moving average, LARS and "
+            "saved runs read whole tensors, which a sharded model does not have; use auto or ddp"
+        )
     if "LOCAL_WORLD_SIZE" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // devices
@@ -346,6 +284,26 @@ def check_images(images: ImageData, views: Sequence[View], patch: int, upscale: 
         )
 
 
+def check_accumulation(objective: Objective, network: Network, parts: int, batch: int, world: int) -> None:
+    """Refuse gradient accumulation where a step in parts would not be the step on the whole batch.
+
+    Raises ValueError naming the statistic that the parts would change, or a batch that they do not divide.
+    """
+    if parts == 1:
+        return
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    statistic = objective.batch_statistic or ("batch norm of the head" if norms else "")
+    if statistic:
+        raise ValueError(
+            f"trainer.accumulate={parts} would change the objective: the {statistic} of {type(objective).__name__} "
+            "covers the whole batch, not a part of it; use accumulate=1 and more processes, or a smaller batch_size"
+        )
+    if parts < 1 or batch % (world * parts):
+        raise ValueError(
+            f"trainer.accumulate={parts} does not divide the {batch} images of trainer.batch_size on {world} processes"
+        )
+
+
 def probe_images(images: ImageData, backbone: Backbone, count: int = 512) -> Tensor:
     """Centre views of the same few images, spread over the set, for health figures: uint8 (n, 3, S, S)."""
     views = []
@@ -364,6 +322,7 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     if fabric.is_global_zero and cfg.data.prepare is not None:
         hydra.utils.instantiate(cfg.data.prepare)
     fabric.barrier()
+    check_loggers(trainer["loggers"])
     images: ImageData = hydra.utils.instantiate(cfg.data.splits.train, skip_bad=trainer["skip_bad"])
     views: list[View] = hydra.utils.instantiate(cfg.views)
     head = config["objective"]["head"]
@@ -374,6 +333,8 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     check_images(images, views, backbone.patch_size, trainer["upscale"])
     head = {**head, "dim": backbone.dim}
     network = Network(backbone, build_head(head))
+    check_accumulation(objective, network, trainer["accumulate"], trainer["batch_size"], fabric.world_size)
+    objective.parts = trainer["accumulate"]
     batches = EpochBatches(len(images), trainer["batch_size"], seed, fabric.global_rank, fabric.world_size)
     loader = DataLoader(
         Crops(images, views, seed),
@@ -408,6 +369,11 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     )  # fmt: skip
 
 
+def objective_remarks(run: Run) -> list[str]:
+    """What looks wrong in the settings of a run that begins."""
+    return [] if run.step else run.objective.remarks(run.batches.batch_size)
+
+
 def saved_config(directory: Path, *, quiet: bool) -> DictConfig:
     """The configuration of a run that was begun, pointing at where it lies now; raises CheckpointError without one."""
     found = resume_run(directory)
@@ -421,19 +387,27 @@ def saved_config(directory: Path, *, quiet: bool) -> DictConfig:
 
 def train(cfg: DictConfig) -> Path:
     """Train the run that a configuration describes, or go on with it; returns its folder."""
+    if OmegaConf.select(cfg, "experiment.sweep"):
+        raise ValueError("this experiment is a sweep: train its runs with python -m pretrain.sweep experiment=NAME")
     if cfg.resume:
         cfg = saved_config(Path(cfg.resume), quiet=cfg.quiet)
     cfg.name = str(cfg.name)  # 1 and nan are numbers in YAML
     directory = Path(cfg.runs) / cfg.name
     run = prepare(cfg, directory)
-    with Log(run, fresh=cfg.overwrite or not restore(run)) as log:
+    resumed = not cfg.overwrite and restore(run)
+    if not resumed and run.info["config"]["init"]["checkpoint"]:
+        start_from(run, Path(run.info["config"]["init"]["checkpoint"]))
+    with Log(run, fresh=not resumed) as log:
         last = (cfg.trainer.stop_after_epoch or cfg.trainer.epochs) * run.steps_per_epoch
         if run.step >= last:
             run.fabric.print(f"{directory} is finished ({run.step} steps); nothing to do")
             return directory
         verb = f"going on with {directory} at step {run.step}" if run.step else f"training {directory}"
         run.fabric.print(f"{verb}: {run.info['objective']} on {run.info['data']['name']}, {last} steps")
+        log.remark("before training", objective_remarks(run))
         fit(run, log, cfg.quiet)
+        if run.fabric.is_global_zero and cfg.trainer.curves:
+            write_curves(directory, run.info["name"])
         if run.skipped:
             times = f"{run.skipped} time{'s' if run.skipped > 1 else ''}"
             run.fabric.print(f"{times} an image could not be decoded and the next one stood in")
@@ -442,5 +416,10 @@ def train(cfg: DictConfig) -> Path:
 
 
 def main() -> None:
-    """Entry point of `python -m pretrain`."""
+    """Entry point of `python -m pretrain`; with --multirun, an experiment that is a sweep trains all its runs."""
+    words = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
+    if len(words) < len(sys.argv) - 1 and any(word.lstrip("+").startswith("experiment=") for word in words):
+        from pretrain import sweep  # it starts this program for every run
+
+        return sweep.main(words)
     cli.run(train, "pretrain")

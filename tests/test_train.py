@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +20,14 @@ from omegaconf import open_dict
 from PIL import Image
 from processes import run_processes
 from safetensors.torch import load_file
-from tiny import OBJECTIVES, compose, overrides
+from tiny import OBJECTIVES, compose, overrides, write_images
 from torch import Tensor
 
+from evaluate import importer
 from pretrain import cli
+from pretrain import train as module
 from pretrain.checkpoint import CheckpointError, load_backbone, load_head, read_run, weights_digest
+from pretrain.state import differences
 from pretrain.train import main, train
 
 FILES = ("backbone.safetensors", "head.safetensors")
@@ -46,41 +51,69 @@ def logged(run: Path) -> list[dict[str, str]]:
 def test_every_objective_trains_falls_saves_and_loads(objective: str, images: Path, tmp_path: Path) -> None:
     batch = 36 if objective == "barlow_twins" else 12  # its statistic over 12 images is mostly noise
     epochs = 24 * batch // 36
-    settings = (f"trainer.batch_size={batch}", f"trainer.epochs={epochs}", f"trainer.keep_every={epochs // 2}")
-    run = run_tiny(images, objective, tmp_path, *settings, "head_reset.every_epochs=0")
+    run = run_tiny(images, objective, tmp_path, f"trainer.batch_size={batch}", f"trainer.epochs={epochs}", *NO_RESET)
     losses = [float(row["loss"]) for row in logged(run) if row["loss"]]
     assert len(losses) == 24 and sum(losses[-6:]) < sum(losses[:6])
     info = read_run(run)
     assert info["finished"] and info["images_seen"] == 24 * batch and info["objective"] == objective
-    assert sorted(p.name for p in (run / "epochs").iterdir()) == [f"{epochs // 2:03d}", f"{epochs:03d}"]
+    assert info["label"] == ("inferred loss and IMSVD hyper-parameters" if objective == "music" else "")
     backbone, head = load_backbone(run), load_head(run)
-    x = torch.rand(2, 3, 16, 16)
-    assert torch.isfinite(head(backbone(x))).all() and not backbone.training
-    assert weights_digest(load_backbone(run / "epochs" / f"{epochs:03d}")) == weights_digest(backbone)
-    assert weights_digest(load_backbone(run / "epochs" / f"{epochs // 2:03d}")) != weights_digest(backbone)
+    assert torch.isfinite(head(backbone(torch.rand(2, 3, 16, 16)))).all() and not backbone.training
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_run_stopped_in_the_middle_continues_byte_for_byte(
-    objective: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run_tiny(images, objective, tmp_path / "whole")
-    from pretrain import train as module
+def test_a_batch_too_small_for_the_statistic_is_refused(objective: str, images: Path, tmp_path: Path) -> None:
+    if objective == "dino":  # a mean over images: one is enough
+        assert read_run(run_tiny(images, objective, tmp_path, "trainer.batch_size=1", "trainer.epochs=1"))["finished"]
+        return
+    with pytest.raises(ValueError, match="needs at least 2 images in all processes, got 1; raise trainer.batch_size"):
+        run_tiny(images, objective, tmp_path, "trainer.batch_size=1")
 
+
+@pytest.mark.parametrize(("settings", "kept"), [
+    (["trainer.keep_every=2"], ["002", "004"]),
+    (["trainer.keep_last=2"], ["004", "005"]),
+    (["trainer.keep_last=1", "trainer.keep_every=2", "trainer.save_every=3"], ["002", "004", "005"]),
+    ([], []),
+])  # fmt: skip
+def test_epochs_are_kept_by_policy(settings: list[str], kept: list[str], images: Path, tmp_path: Path) -> None:
+    run = run_tiny(images, "bits_fixed", tmp_path, "trainer.epochs=5", *settings)
+    folders = sorted((run / "epochs").iterdir()) if kept else []
+    assert [folder.name for folder in folders] == kept and (run / "epochs").exists() == bool(kept)
+    assert [read_run(folder)["epoch"] for folder in folders] == [int(name) for name in kept]
+    digests = {weights_digest(load_backbone(folder)) for folder in folders}
+    assert len(digests) == len(kept)
+    assert not kept or (weights_digest(load_backbone(run)) in digests) == ("005" in kept)
+
+
+NO_RESET = ("head_reset.every_epochs=0",)
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next training receive SIGTERM in this step."""
     steps, original = [0], module.train_step
 
-    def stop_at_fifth(*args: object) -> dict[str, Tensor]:
+    def stopping(*args: Any) -> dict[str, Tensor]:
         steps[0] += 1
-        if steps[0] == 5:
+        if steps[0] == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(module, "train_step", stop_at_fifth)
+    monkeypatch.setattr(module, "train_step", stopping)
+
+
+@pytest.mark.parametrize("objective", ["bits_reset", "dino", "vicreg +optim=lars"])
+def test_a_run_stopped_in_the_middle_continues_byte_for_byte(
+    objective: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, *more = objective.split()
+    whole = run_tiny(images, name, tmp_path / "whole", *more)
+    stop_at(5, monkeypatch)
     with pytest.raises(cli.Interrupted, match="step 5 of 9; the same command or resume="):
-        run_tiny(images, objective, tmp_path / "parts")
+        run_tiny(images, name, tmp_path / "parts", *more)
     monkeypatch.undo()
     torch.rand(3)  # the state of the global generator plays no part
-    stopped = tmp_path / "parts" / f"{objective}-folder"
+    stopped = tmp_path / "parts" / f"{name}-folder"
     parts = train(compose(f"resume={stopped}", "quiet=true"))
     assert parts.samefile(stopped)
     assert weights(whole) == weights(parts)
@@ -125,32 +158,143 @@ def test_another_configuration_never_overwrites_a_run(images: Path, tmp_path: Pa
     assert weights(run) != before
 
 
-def train_all_on_rank(rank: int, world: int, images: str, runs: str) -> dict[str, Tensor]:
+# float64 and no stochastic depth: what is left is the order of sums
+EQUAL = ("trainer.precision=64-true", "backbone.drop_path=0.0", "trainer.batch_size=18", *NO_RESET)
+
+
+#: objectives whose runs begin on one process and go on with two: with a teacher, with buffers, with batch norm
+HANDED_OVER = ("barlow_twins", "bits_reset", "dino")
+
+
+def join_group(rank: int, world: int) -> None:
+    """Let training see the process group as torchrun describes it."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
         "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
+
+
+def train_all_on_rank(rank: int, images: str, folder: str) -> dict[str, Tensor]:
+    """Every objective whole, then stopped in the middle of an epoch and continued, then begun by one process."""
+    join_group(rank, 2)
     for objective in OBJECTIVES:
-        config = compose(*overrides(Path(images), objective, Path(runs), *EQUAL))
+        config = compose(*overrides(Path(images), objective, Path(folder) / "two", *EQUAL))  # once: it takes a while
         train(config)
+        config.runs = f"{folder}/stopped"
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted, match="step 5 of 12"):
+            if rank == 1:  # one process is told; both must stop
+                stop_at(5, patch)
+            train(config)
+        for part in ("stopped", "begun") if objective in HANDED_OVER else ("stopped",):
+            config.resume = f"{folder}/{part}/{objective}-folder"
+            train(config)
     return {}
 
 
-# float64 and no stochastic depth: what is left is the order of sums
-EQUAL = ("trainer.precision=64-true", "backbone.drop_path=0.0")
-
-
-def test_two_processes_with_half_the_batch_equal_one(images: Path, tmp_path: Path) -> None:
-    run_processes(2, train_all_on_rank, 2, str(images), str(tmp_path / "two"))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of every objective: one, on one process; two, on two; stopped and begun, continued on two."""
+    folder = tmp_path_factory.mktemp("processes")
+    images = write_images(folder / "images", train=24)  # four steps an epoch
     for objective in OBJECTIVES:
-        one = run_tiny(images, objective, tmp_path / "one", *EQUAL)
-        two = tmp_path / "two" / one.name
-        for file in FILES:
-            a, b = load_file(one / file), load_file(two / file)
-            for name in a:
-                torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
-        losses = [[float(row["loss"]) for row in logged(run) if row["loss"]] for run in (one, two)]
-        assert len(losses[0]) == 9 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+        run_tiny(images, objective, folder / "one", *EQUAL)
+    for objective in HANDED_OVER:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted):
+            stop_at(5, patch)
+            run_tiny(images, objective, folder / "begun", *EQUAL)
+    run_processes(2, train_all_on_rank, str(images), str(folder))
+    return folder
+
+
+def assert_equal_up_to_sums(a: Path, b: Path) -> None:
+    """Same weights and losses but for the order in which numbers were added."""
+    for file in FILES:
+        theirs = load_file(b / file)
+        for name, value in load_file(a / file).items():
+            torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
+    losses = [[float(row["loss"]) for row in logged(run) if row["loss"]] for run in (a, b)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_resumes_and_exports_on_two_processes(objective: str, folder: Path) -> None:
+    one, two, stopped = (folder / part / f"{objective}-folder" for part in ("one", "two", "stopped"))
+    losses = [float(row["loss"]) for row in logged(two) if row["loss"]]
+    assert len(losses) == 12 and all(map(math.isfinite, losses)) and sum(losses[-4:]) < sum(losses[:4])
+    assert_equal_up_to_sums(one, two)
+    assert weights(two) == weights(stopped) and logged(two) == logged(stopped)
+    assert torch.isfinite(importer.load(str(two))(torch.rand(2, 3, 16, 16))).all()
+
+
+@pytest.mark.parametrize("objective", HANDED_OVER)
+def test_a_run_of_one_process_goes_on_with_two(objective: str, folder: Path) -> None:
+    one, begun = (folder / part / f"{objective}-folder" for part in ("one", "begun"))
+    assert_equal_up_to_sums(one, begun)
+    assert weights(begun) != weights(one)  # it did go on with two processes: sums in another order
+
+
+def train_on_four(rank: int, images: str, folder: str) -> dict[str, Tensor]:
+    join_group(rank, 4)
+    run_tiny(Path(images), "bits_fixed", Path(folder) / "four", *EQUAL, "trainer.batch_size=36")
+    return {}
+
+
+@pytest.mark.slow
+def test_four_processes_equal_one(images: Path, tmp_path: Path) -> None:
+    one = run_tiny(images, "bits_fixed", tmp_path / "one", *EQUAL, "trainer.batch_size=36")
+    run_processes(4, train_on_four, str(images), str(tmp_path))
+    assert_equal_up_to_sums(one, tmp_path / "four" / one.name)
+
+
+def test_accumulated_gradients_equal_the_whole_batch(images: Path, tmp_path: Path) -> None:
+    whole = run_tiny(images, "dino", tmp_path / "whole", *EQUAL)
+    parts = run_tiny(images, "dino", tmp_path / "parts", *EQUAL, "trainer.accumulate=3")
+    assert_equal_up_to_sums(whole, parts)
+    assert weights(whole) != weights(parts)
+
+
+@pytest.mark.parametrize(("objective", "settings", "says"), [
+    ("bits_fixed", [], "the coding rate of Bits covers the whole batch"),
+    ("simdino", [], "the coding rate of SimDINO"),
+    ("barlow_twins", [], "the cross-correlation of BarlowTwins"),
+    ("vicreg", [], "the variance and covariance of VICReg"),
+    ("imsvd", [], "the joint distribution of IMSVD"),
+    ("music", [], "the joint distribution of Music"),
+    ("dino", ["objective.head.bn=true"], "the batch norm of the head of DINO"),
+    ("dino", ["trainer.batch_size=9"], "accumulate=2 does not divide the 9 images"),
+])  # fmt: skip
+def test_accumulation_is_refused_where_a_statistic_would_change(
+    objective: str, settings: list[str], says: str, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        run_tiny(images, objective, tmp_path, "trainer.accumulate=2", *settings)
+
+
+def test_a_run_may_begin_with_the_weights_of_another(images: Path, tmp_path: Path) -> None:
+    first = run_tiny(images, "bits_fixed", tmp_path / "first")
+    still = ("optim.lr=0", "optim.min_lr=0", "ema={base: 1.0, final: 1.0}")
+    settings = (f"init.checkpoint={first}", *still)
+    same = run_tiny(images, "bits_fixed", tmp_path / "same", *settings)
+    assert weights(first) == weights(same)
+    assert weights_digest(load_backbone(first, branch="student")) == weights_digest(
+        load_backbone(same, branch="student")
+    )
+    reset = run_tiny(images, "bits_fixed", tmp_path / "reset", *settings, "head_reset.at_start=true")
+    assert weights(first)[0] == weights(reset)[0] and weights(first)[1] != weights(reset)[1]
+    with pytest.raises(CheckpointError, match="another architecture"):
+        run_tiny(images, "bits_fixed", tmp_path / "wide", *settings, "backbone.embed_dim=32")
+
+
+def test_settings_that_came_later_do_not_part_a_run_from_its_older_self() -> None:
+    new: dict[str, Any] = {
+        "optim": {"lr": 1},
+        "init": {"checkpoint": None},
+        "trainer": {"accumulate": 1, "curves": True},
+    }
+    assert differences({"optim": {"lr": 1}, "trainer": {}}, new) == []
+    assert differences({"optim": {"lr": 1}, "trainer": {}}, new | {"trainer": {"accumulate": 2}}) == [
+        "trainer.accumulate is 1 there, 2 now"
+    ]
 
 
 def test_disk_full_while_saving_keeps_the_old_checkpoint(images: Path, tmp_path: Path) -> None:
@@ -182,8 +326,6 @@ def test_drop_path_differs_between_steps_but_repeats_between_runs(images: Path, 
 
 
 def bad_images(tmp_path: Path, kind: str) -> Path:
-    from tiny import write_images
-
     root = write_images(tmp_path / "bad", train=6, val=2, side=4 if kind == "small" else 20)
     victim = root / "train" / "class1" / "003.png"
     if kind == "corrupt":
@@ -227,6 +369,9 @@ def test_skip_bad_trains_on_and_counts(tmp_path: Path, capsys: pytest.CaptureFix
         (["views.global_view.size=64"], "smaller than the crop of 64"),
         (["runs=/dev/null/runs"], "cannot write /dev/null/runs"),
         (["objective.loss.target=hrad"], "unknown target 'hrad'"),
+        (["trainer.strategy=fsdp"], "trainer.strategy=fsdp is not supported"),
+        (["trainer.loggers=[tensorbord]"], "trainer.loggers: unknown 'tensorbord'"),
+        (["+experiment=table9"], "this experiment is a sweep"),
     ],
 )
 def test_the_command_line_ends_in_one_clear_line(

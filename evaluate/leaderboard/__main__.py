@@ -7,7 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluate.leaderboard import curves, export, figures, latex, markdown, page, paper, paper_text, published, text
+from evaluate.leaderboard import (
+    ablations,
+    curves,
+    export,
+    figures,
+    latex,
+    markdown,
+    page,
+    paper,
+    paper_text,
+    published,
+    text,
+)
 from evaluate.leaderboard.curves import Figure
 from evaluate.leaderboard.table import Table, build
 from evaluate.records import read_all, read_statuses, write_whole
@@ -43,7 +55,7 @@ def write_paper(table: Table, drawn: Sequence[Figure], folder: Path) -> None:
     if not (published.FOLDER / "bits.yaml").is_file():
         return
     setting, tables = paper.fill(table)
-    tables += paper.elsewhere(table)
+    tables += [*paper.elsewhere(table), *ablations.tables(table)]
     images = figures.write(drawn, folder / "figures")
     document = paper_text.markdown(setting, tables, [(title, f"figures/{name}.svg") for title, name in images])
     others = paper_text.others_markdown(*published.read_others())

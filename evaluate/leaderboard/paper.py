@@ -101,9 +101,9 @@ def _measured(plan: Plan, cells: Sequence[tuple[Run, Place]]) -> list[PaperLine]
             lines[key].setdefault(i, rows)
     made = []
     for found in lines.values():
-        entries = [_entry(found.get(i, []), column) for i, column in enumerate(columns)]
+        entries = [as_entry(found.get(i, []), column) for i, column in enumerate(columns)]
         if any(entry != GAP for entry in entries):
-            made.append(PaperLine("", _source(next(iter(found.values())), several), entries))
+            made.append(PaperLine("", source(next(iter(found.values())), several), entries))
     return made
 
 
@@ -111,7 +111,8 @@ def _words(epoch: Any) -> str:
     return f"epoch {epoch:g}" if isinstance(epoch, int | float) else f"epoch {epoch}"
 
 
-def _source(rows: Sequence[Row], several: bool) -> str:
+def source(rows: Sequence[Row], several: bool) -> str:
+    """What was measured, in words; `several`: the cells of the line are runs of their own."""
     about = rows[0].checkpoint
     seeds = f"{len(rows)} seeds" if len(rows) > 1 else ""
     name = "" if several else recipe(about)[0] if seeds else about["name"]
@@ -119,7 +120,7 @@ def _source(rows: Sequence[Row], several: bool) -> str:
     return "measured: " + ", ".join(word for word in words if word)
 
 
-def _entry(rows: Iterable[Row], column: Column | None) -> Entry:
+def as_entry(rows: Iterable[Row], column: Column | None) -> Entry:
     """The score of one checkpoint with its interval, or the mean over seeds with their deviation."""
     scores = [row.cells[column].score for row in rows if column in row.cells] if column else []
     if not scores or column is None:
@@ -140,6 +141,13 @@ def _gaps(plan: Plan, layout: PublishedTable, method: str, cells: Sequence[tuple
         column = plan.column(place)
         if column is None or not any(column in row.cells for rows in plan.like_the_paper(run) for row in rows):
             missing[run].append(i)
+    if (
+        layout.key in plan.spec["by_setting"]
+    ):  # the runs of an axis belong together: one command trains and measures all
+        at = sorted(i for columns in missing.values() for i in columns)
+        waits = [file for i in at[:1] for file in missing_configs(cells[i][1].task, cells[i][1].dataset)]
+        command = [] if waits else [ablation_command(layout.key, plan.data)]
+        return [PaperGap(method, [layout.labels[i] for i in at], command, waits)] if at else []
     return [
         PaperGap(method, [layout.labels[i] for i in at], *_remedy(plan, run, [cells[i][1] for i in at]))
         for run, at in missing.items()
@@ -165,6 +173,11 @@ def _remedy(plan: Plan, run: Run, places: Sequence[Place]) -> tuple[list[str], l
     name = recipes[0][0].checkpoint["name"] if recipes else run.name(plan.data)
     commands = [] if recipes else [_pretrain_command(plan, run)]
     return [*commands, _evaluate_command(plan, name, ready)], waits
+
+
+def ablation_command(key: int | str, data: str) -> str:
+    """The command that trains and measures every run of an axis."""
+    return f"make ablation TABLE={key} DATA={data}"
 
 
 def _pretrain_command(plan: Plan, run: Run) -> str:
@@ -211,9 +224,9 @@ def _elsewhere(plan: Plan, layout: PublishedTable, places: Sequence[Place], data
     names = {objective: method for method, objective in plan.spec["methods"].items()}
     for objective in dict.fromkeys([*names, *plan.objectives]):
         for rows in plan.recipes(Run(objective))[:MOST]:
-            entries = [_entry(rows, column) for column in columns]
+            entries = [as_entry(rows, column) for column in columns]
             if any(entry != GAP for entry in entries):
-                lines.append(PaperLine(names.get(objective, objective), _source(rows, False), entries))
+                lines.append(PaperLine(names.get(objective, objective), source(rows, False), entries))
     title = f"Layout of Table {layout.key} on {dataset}"
     shape = PublishedTable(title, title, layout.unit, labels, [], [])
     return PaperTable(shape, [("", lines)]) if lines else None

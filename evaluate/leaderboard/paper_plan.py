@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from evaluate.leaderboard.published import ROOT
 from evaluate.leaderboard.table import Column, Row, Table, recipe
 
 
@@ -36,6 +37,40 @@ class Run:
         return "-".join([self.objective, data, *settings])
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """An ablation as configs/experiment has it: `rows` are {row: {column: run}}; without a place it has no table.
+
+    `paper` is the data of the published table that it belongs to, whose number is `table`.
+    """
+
+    key: str
+    title: str
+    rows: dict[str, dict[str, Run]]
+    place: tuple[str, ...] = ()
+    axis: str = ""
+    table: int | None = None
+    paper: str = ""
+
+
+def read_sweeps(configs: Path = ROOT / "configs") -> list[Sweep]:
+    """Every experiment that is a sweep."""
+    found = []
+    for file in sorted((configs / "experiment").glob("*.yaml")):
+        spec = yaml.safe_load(file.read_text("utf-8")) or {}
+        if "sweep" not in spec:
+            continue
+        rows = {
+            row: {column: Run(name, tuple(options)) for column, (name, *options) in cells.items()}
+            for row, cells in spec["sweep"].items()
+        }
+        number = spec.get("table")
+        place, published = tuple(spec.get("place", ())), spec.get("paper", {}).get("data", "") if number else ""
+        key = str(number or file.stem)
+        found.append(Sweep(key, spec["title"], rows, place, spec.get("axis", ""), number, published))
+    return sorted(found, key=lambda sweep: (sweep.table is None, sweep.table or 0, sweep.title))
+
+
 @dataclass
 class Plan:
     """What `paper.yaml` says, with the rows and columns of a leaderboard to look it up in."""
@@ -44,6 +79,7 @@ class Plan:
     columns: dict[Place, Column]
     found: dict[Run, list[list[Row]]]
     objectives: list[str]
+    sweeps: list[Sweep]
 
     @property
     def data(self) -> str:
@@ -67,14 +103,18 @@ def read_plan(table: Table) -> Plan:
     """`paper.yaml` and a leaderboard (of all metrics) to fill it from."""
     spec = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text("utf-8"))
     runs = [Run(name, tuple(options)) for entry in spec["by_setting"].values() for name, *options in entry["runs"]]
-    found = _by_run(table.rows, {run.name(spec["data"]): run for run in runs if run.options})
+    sweeps, datasets = read_sweeps(), {column.dataset for column in table.columns}
+    swept = [run for sweep in sweeps for cells in sweep.rows.values() for run in cells.values()]
+    variants = {run.name(data): run for run in swept if run.options for data in datasets}
+    variants |= {run.name(spec["data"]): run for run in runs if run.options}
+    found = _by_run(table.rows, variants)
     for recipes in found.values():
         recipes.sort(key=lambda rows: _order(rows[0].checkpoint, spec["backbone"]))
     used = Counter(column for row in table.rows for column in row.cells)
     columns: dict[Place, Column] = {}
     for column in sorted(table.columns, key=lambda column: used[column]):  # the most used one stays
         columns[Place(column.task, column.dataset, column.metric)] = column
-    return Plan(spec, columns, found, sorted({run.objective for run in found}))
+    return Plan(spec, columns, found, sorted({run.objective for run in found}), sweeps)
 
 
 def has_backbone(checkpoint: dict, backbone: str) -> bool:

@@ -50,6 +50,7 @@ class BarlowTwins(Objective):
 
     uses_teacher = False
     min_rows = 2
+    batch_statistic = "cross-correlation"
 
     def __init__(
         self, head: dict[str, Any], *, lambda_: float = 0.0051, norm_scope: str = "global", scale: float = 1.0

@@ -31,6 +31,8 @@ class Objective(nn.Module):
     uses_teacher: ClassVar[bool] = True
     #: fewest rows (images of all processes) for which the statistic of the loss is defined
     min_rows: ClassVar[int] = 1
+    #: what the loss forms over the whole batch and parts of it would change; empty: the loss is a mean over images
+    batch_statistic: ClassVar[str] = "statistic"
     #: whether the sign of a head output is a bit of a message
     binary: ClassVar[bool] = False
     #: said wherever results of the objective appear
@@ -39,6 +41,10 @@ class Objective(nn.Module):
     def __init__(self, head: dict[str, Any]):
         super().__init__()
         self.head = dict(head)
+        #: agreement of a student that says the same of every image; None where no such value is known
+        self.chance: float | None = None
+        #: calls of `forward` that make a step, more than one where gradients are accumulated
+        self.parts = 1
 
     def forward(self, student: Tensor, teacher: Tensor | None) -> Output:
         """Loss of one step."""
@@ -46,6 +52,14 @@ class Objective(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Set what depends on the epoch."""
+
+    def floor(self, rows: int) -> float:
+        """Share of its bound that the rate of `rows` images has when all point one way; 0 without a rate."""
+        return 0.0
+
+    def remarks(self, rows: int) -> list[str]:
+        """What looks wrong in the settings, in words, before any step; `rows` images of all processes."""
+        return []
 
     def drop_gradients(self, head: nn.Module, epoch: int) -> None:
         """Remove gradients that must not reach the optimiser in this epoch."""

@@ -5,6 +5,7 @@ Source: Self-Supervised Learning as Discrete Communication, arXiv 2602.09764, eq
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -148,6 +149,7 @@ class Bits(Objective):
     """BITS with every choice the paper leaves open as a keyword (see `bits_loss`)."""
 
     min_rows = 2
+    batch_statistic = "coding rate"
     binary = True
 
     def __init__(self, head: dict[str, Any], **choices: Any):
@@ -155,6 +157,34 @@ class Bits(Objective):
         self.choices = choices
         example = torch.zeros(2, 2, 4)
         bits_loss(example, example, **choices)  # an unknown choice is refused before training starts
+        self.bits = int(head.get("out", 0))
+        divisor = choices.get("eps", 0.05)
+        self.divisor = divisor**2 if choices.get("eps_squared") else divisor
+        if choices.get("agreement", "bce") == "bce":
+            self.chance = math.log(2) * (self.bits if choices.get("reduction") == "sum" else 1)
+
+    def floor(self, rows: int) -> float:
+        """Share of its bound that the rate has when all logits point one way."""
+        eps = self.choices.get("eps", 0.05)
+        return math.log1p(self.bits / eps) / 2 / coding_rate_bound(rows, self.bits, eps)
+
+    def remarks(self, rows: int) -> list[str]:
+        """Whether agreement and rate are on scales so different that one drowns the other.
+
+        The agreement starts at its chance value, the rate can weigh beta times its bound at most. Conventions that
+        agree with the published beta give a ratio of 2 to 10; sum with gamma gives 600, mean without gamma 0.02.
+        """
+        beta = self.choices.get("beta", 0.1)
+        gamma = rate_factor(rows, self.bits) if self.choices.get("gamma", True) else 1.0
+        weight = beta * gamma * coding_rate_bound(rows, self.bits, self.divisor)
+        ratio = (self.chance or 1.0) / weight if weight > 0 else math.inf
+        if 0.2 <= ratio <= 50:
+            return []
+        drowned = "rate" if ratio > 50 else "agreement"
+        return [
+            f"the agreement starts at {self.chance or 1.0:.3g}, the rate weighs at most {weight:.3g} (beta = {beta}): "
+            f"the {drowned} will hardly count; use reduction=mean with gamma=true, or reduction=sum with gamma=false"
+        ]
 
     def forward(self, student: Tensor, teacher: Tensor | None) -> Output:
         """Loss of one step; logs agreement, rate and rate over its bound."""

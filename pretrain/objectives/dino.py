@@ -5,6 +5,7 @@ Source: Emerging Properties in Self-Supervised Vision Transformers, arXiv 2104.1
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def next_center(center: Tensor, teacher: Tensor, momentum: float) -> Tensor:
 class DINO(Objective):
     """DINO with its centre, teacher-temperature warm-up and the freezing of the last layer."""
 
+    batch_statistic = ""  # the centre follows the whole batch, but after the loss of all its parts
     center: Tensor
 
     def __init__(
@@ -64,6 +66,8 @@ class DINO(Objective):
         )
         self.ramp = (warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
         self.teacher_temp = warmup_teacher_temp if warmup_teacher_temp_epochs else teacher_temp
+        self.chance = math.log(int(head["prototypes"]))
+        self.means: list[Tensor] = []  # of the teacher's rows, one a part of the step
         self.register_buffer("center", torch.zeros(1, int(head["prototypes"])))
 
     def start_epoch(self, epoch: int) -> None:
@@ -77,11 +81,18 @@ class DINO(Objective):
                 parameter.grad = None
 
     def forward(self, student: Tensor, teacher: Tensor | None) -> Output:
-        """Loss of one step; the centre moves after it. Logs agreement (the loss) and the teacher's entropy in nats."""
+        """Loss of one step or a part of it, after which the centre moves; logs the loss and the teacher's entropy."""
         assert teacher is not None
         loss = dino_loss(student, teacher, self.center, student_temp=self.student_temp, teacher_temp=self.teacher_temp)
         with torch.no_grad():
             p = torch.softmax((at_least_float32(teacher) - self.center) / self.teacher_temp, -1)
             entropy = -torch.xlogy(p, p).sum(-1).mean()
-            self.center.copy_(next_center(self.center, teacher, self.center_momentum))
+            self._move_center(at_least_float32(teacher).flatten(0, -2).mean(0, keepdim=True))
         return Output(loss, {"agreement": loss.detach(), "teacher_entropy": entropy})
+
+    def _move_center(self, mean: Tensor) -> None:
+        """Note the mean teacher row of a part of the step; after the last one, move the centre by all of them."""
+        self.means.append(mean)
+        if len(self.means) >= self.parts:
+            self.center.copy_(next_center(self.center, torch.stack(self.means).mean(0), self.center_momentum))
+            self.means.clear()

@@ -80,6 +80,7 @@ class JointEntropy(Objective):
 
     uses_teacher = False
     min_rows = 2
+    batch_statistic = "joint distribution"
 
     def __init__(
         self,

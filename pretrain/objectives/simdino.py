@@ -5,6 +5,7 @@ Source: Simplifying DINO via Coding Rate Regularization, arXiv 2502.10385, and i
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class SimDINO(Objective):
     """SimDINO; `reduce_cov=True` makes the value independent of the number of processes."""
 
     min_rows = 2
+    batch_statistic = "coding rate"
 
     def __init__(
         self,
@@ -69,7 +71,12 @@ class SimDINO(Objective):
         super().__init__(head)
         if eps <= 0:
             raise ValueError(f"simdino needs eps > 0, got {eps}")
+        self.width = int(head.get("out", 0))
         self.eps, self.coeff, self.expa_type, self.reduce_cov = eps, coeff, expa_type, reduce_cov
+
+    def floor(self, rows: int) -> float:
+        """Share of its bound that the expansion has when all rows point one way."""
+        return math.log1p(self.width / self.eps) / 2 / coding_rate_bound(rows, self.width, self.eps)
 
     def forward(self, student: Tensor, teacher: Tensor | None) -> Output:
         """Loss of one step; logs agreement (mean cosine), expansion and expansion over its bound."""

@@ -52,6 +52,7 @@ class VICReg(Objective):
 
     uses_teacher = False
     min_rows = 2
+    batch_statistic = "variance and covariance"
 
     def __init__(
         self,

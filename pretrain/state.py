@@ -1,0 +1,164 @@
+"""A run on disk: what is saved, which epochs are kept, and how a run goes on or starts from another's weights.
+
+Nothing here depends on the number of processes: every process reads the same state, and what a step draws follows from
+(seed, epoch, image) alone. A run goes on with more or fewer processes, then equal up to the order of sums.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint import (
+    CheckpointError,
+    load_backbone,
+    load_head,
+    load_weights,
+    read_run,
+    resume_run,
+    save_resume,
+    save_run,
+)
+
+if TYPE_CHECKING:
+    from pretrain.train import Run
+
+#: configuration keys that change no number of a run
+HARMLESS = {"runs", "name", "resume", "data_root", "data.splits", "data.prepare", "quiet", "overwrite"}
+HARMLESS |= {
+    f"trainer.{key}"
+    for key in (
+        "workers", "save_every", "save_minutes", "keep_every", "keep_last", "log_every", "loggers", "curves", "devices",
+        "num_nodes", "stop_after_epoch",
+    )
+}  # fmt: skip
+#: keys that older runs lack, with the value that they were trained by
+ADDED = {"trainer.accumulate": 1}
+
+
+def save(run: Run, finished: bool = False) -> None:
+    """Save what evaluation reads and what a continued run needs, on the main process."""
+    run.fabric.barrier()
+    if run.fabric.is_global_zero:
+        student = run.network
+        evaluated = run.teacher if run.teacher is not None else student
+        info = {
+            **run.info,
+            "step": run.step,
+            "epoch": run.step / run.steps_per_epoch,
+            "images_seen": run.step * run.batches.batch_size,
+            "skipped_images": run.skipped,
+            "seconds": round(run.seconds, 1),
+            "finished": finished,
+        }
+        parts = (evaluated.backbone, evaluated.head)
+        both = (student.backbone, student.head) if run.teacher is not None else None
+        epoch = run.step // run.steps_per_epoch
+        if run.step % run.steps_per_epoch == 0 and keeps(run.trainer, epoch):
+            save_run(run.directory / "epochs" / f"{epoch:03d}", parts, both, info)
+            forget_epochs(run.directory / "epochs", epoch, run.trainer["keep_every"], run.trainer["keep_last"])
+        save_resume(run.directory, *resume_state(run, info))
+        save_run(run.directory, parts, both, info)
+    run.fabric.barrier()
+
+
+def keeps(trainer: Mapping[str, Any], epoch: int) -> bool:
+    """Whether the weights after so many epochs go to epochs/: every `keep_every`-th, and each of the `keep_last`."""
+    return trainer["keep_last"] > 0 or (trainer["keep_every"] > 0 and epoch % trainer["keep_every"] == 0)
+
+
+def forget_epochs(folder: Path, epoch: int, every: int, last: int) -> None:
+    """Remove kept epochs that are neither among the `last` ones up to `epoch` nor a multiple of `every`."""
+    for old in sorted(folder.iterdir()) if last else ():
+        if old.name.isdigit() and int(old.name) <= epoch - last and not (every and int(old.name) % every == 0):
+            (old / "run.json").unlink(missing_ok=True)  # it vouches for the rest, so it goes first
+            shutil.rmtree(old)
+
+
+def resume_state(run: Run, info: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (student, teacher, objective, optimiser) and facts that continue the run exactly."""
+    modules = {"student": run.network, "teacher": run.teacher, "objective": run.objective}
+    tensors = {
+        f"{part}/{name}": value
+        for part, module in modules.items()
+        if module is not None
+        for name, value in module.state_dict().items()
+    }
+    for index, entries in run.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in entries.items()}
+    scaler = {key: float(value) for key, value in run.fabric.strategy.precision.state_dict().items()}
+    return tensors, {**info, "sums": run.sums, "scaler": scaler}
+
+
+def restore(run: Run) -> bool:
+    """Continue from the run's saved state, if there is one; returns whether there was.
+
+    Raises CheckpointError when the folder holds a run of another configuration or other images.
+    """
+    found = resume_run(run.directory)
+    if found is None:
+        return False
+    tensors, state = found
+    different = differences(state["config"], run.info["config"])
+    if state["data"]["fingerprint"] != run.info["data"]["fingerprint"]:
+        different.append(f"the images: {state['data']['name']} {state['data']['fingerprint']} there")
+    if different:
+        raise CheckpointError(
+            f"{run.directory} holds a run of another configuration ({'; '.join(different[:3])}); "
+            "choose another name=..., or overwrite=true to start again"
+        )
+    modules = {"student": run.network, "teacher": run.teacher, "objective": run.objective}
+    for part, module in modules.items():
+        if module is not None:
+            load_weights(module, select(tensors, f"{part}/"), run.directory)
+    optimizer = run.optimizer.state_dict()
+    for name, value in select(tensors, "optimizer/").items():
+        index, key = name.split("/")
+        optimizer["state"].setdefault(int(index), {})[key] = value
+    run.optimizer.load_state_dict(optimizer)
+    if state["scaler"]:
+        scaler = {k: int(v) if k == "_growth_tracker" else v for k, v in state["scaler"].items()}
+        run.fabric.strategy.precision.load_state_dict(scaler)
+    run.step, run.skipped, run.seconds, run.sums = (
+        state["step"], state["skipped_images"], state["seconds"], state["sums"]
+    )  # fmt: skip
+    return True
+
+
+def start_from(run: Run, path: Path) -> None:
+    """Begin with the backbones and heads of another run (or of one of its kept epochs), of student and teacher.
+
+    A run without a teacher gives its one network to both. Raises CheckpointError when the weights do not fit.
+    """
+    has_student = "student.safetensors" in read_run(path)["sha256"]
+    networks = {"teacher": run.teacher, "student": run.network}
+    for branch, network in networks.items():
+        if network is not None:
+            source = branch if has_student else "teacher"
+            load_weights(network.backbone, load_backbone(path, branch=source).state_dict(), path)
+            load_weights(network.head, load_head(path, branch=source).state_dict(), path)
+
+
+def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Entries below a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Configuration entries that differ, in words, leaving out those that change no number."""
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        name = f"{prefix}{key}"
+        if name in HARMLESS:
+            continue
+        a, b = old.get(key, ADDED.get(name)), new.get(key)
+        if isinstance(b, Mapping) and isinstance(a, Mapping | None):
+            found += differences(a or {}, b, f"{name}.")
+        elif a != b:
+            found.append(f"{name} is {a!r} there, {b!r} now")
+    return found
