@@ -11,41 +11,24 @@ import argparse
 import json
 import platform
 import sys
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from evaluate import bench_features, bench_memory
 from evaluate.metrics import hamming_ap, knn_classify, retrieval_ap
 from evaluate.metrics.ranking import Relevance, sorted_ap
+from evaluate.probes import Sweep, Tokens
+from evaluate.timing import Comparison, measure
 
-ROUNDS = 5
-
-
-class Comparison(NamedTuple):
-    """Two routines for the same work, and a check that raises AssertionError when their results differ."""
-
-    name: str
-    reference_name: str
-    reference: Callable[[], Any]
-    ours: Callable[[], Any]
-    check: Callable[[Any, Any], None]
-
-
-class Timing(NamedTuple):
-    """Best seconds of both routines over the rounds, and reference / ours."""
-
-    name: str
-    reference_name: str
-    reference_s: float
-    ours_s: float
-    ratio: float
+INPUTS = ((1, False), (1, True), (4, False), (4, True))  # last blocks x with the average of the patches
+RATES = tuple(10 ** (-5 + i / 3) for i in range(13))
 
 
 def clusters(count: int, width: int, classes: int, noise: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,6 +193,33 @@ def hamming_average(quick: bool) -> Comparison:
     )
 
 
+def sweep(quick: bool) -> Comparison:
+    """A step of the 52 heads of the linear probe, batch 128, 384 dimensions, against its matrix products alone."""
+    classes = 100 if quick else 1000
+    g = torch.Generator().manual_seed(0)
+    tokens = Tokens(torch.randn(4, 128, 384, generator=g), torch.randn(128, 384, generator=g))
+    labels = torch.randint(0, classes, (128,), generator=g)
+    inputs = [tokens.input(kind) for kind in INPUTS]
+    heads = Sweep({kind: tokens.width(kind) for kind in INPUTS}, RATES, classes, 10**6)
+    weights = [torch.randn(len(RATES) * classes, x.shape[1], generator=g) for x in inputs]
+    logits = torch.randn(128, len(RATES) * classes, generator=g)
+    gradients = [torch.empty_like(weight) for weight in weights]
+
+    def products() -> None:
+        for x, weight, gradient in zip(inputs, weights, gradients, strict=True):
+            torch.mm(x, weight.T, out=logits)
+            torch.mm(logits.T, x, out=gradient)
+
+    def check(reference: None, ours: None) -> None:
+        assert not heads.diverged and all(bool(group.values[0].any()) for group in heads.groups)
+
+    def step() -> None:
+        heads.step(tokens, labels)
+
+    name = f"step of {len(heads.heads)} linear heads, {classes} classes"
+    return Comparison(name, "its matrix products alone", products, step, check)
+
+
 ROWS: tuple[Callable[[bool], Comparison], ...] = (
     knn,
     mean_ap_single,
@@ -217,20 +227,9 @@ ROWS: tuple[Callable[[bool], Comparison], ...] = (
     mean_ap_whole,
     hamming_index,
     hamming_average,
+    sweep,
+    *bench_features.ROWS,
 )
-
-
-def measure(comparison: Comparison, rounds: int = ROUNDS) -> Timing:
-    """Check agreement (which also compiles), then time both in turn; raises AssertionError when they disagree."""
-    comparison.check(comparison.reference(), comparison.ours())
-    times: dict[str, list[float]] = {"reference": [], "ours": []}
-    for _ in range(rounds):
-        for name, seconds in times.items():
-            start = time.perf_counter()
-            getattr(comparison, name)()
-            seconds.append(time.perf_counter() - start)
-    reference, ours = min(times["reference"]), min(times["ours"])
-    return Timing(comparison.name, comparison.reference_name, reference, ours, reference / ours)
 
 
 def machine() -> dict[str, Any]:
@@ -253,8 +252,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluate.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="smaller inputs, under a minute")
     parser.add_argument("--only", default="", help="run the rows whose function name contains this")
+    parser.add_argument("--memory", action="store_true", help="peak memory by size of the database instead")
     parser.add_argument("--output", type=Path, help="also write the result to this JSON file")
     arguments = parser.parse_args()
+    if arguments.memory:
+        bench_memory.main(arguments.quick)
+        return
     rows = [row for row in ROWS if arguments.only in row.__name__]
     if not rows:
         parser.error(f"--only {arguments.only!r} matches none of {', '.join(row.__name__ for row in ROWS)}")

@@ -6,6 +6,7 @@ that fails does not stop the others.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
 import subprocess
@@ -25,6 +26,7 @@ from evaluate import importer, records
 from evaluate.features import Store
 from evaluate.leaderboard.escape import terminal
 from evaluate.leaderboard.table import interval, number
+from evaluate.processes import Processes
 from evaluate.records import Record, Status
 from evaluate.storage import write_whole
 from evaluate.tasks.base import Data, Result, Subject, Task, Unavailable
@@ -60,6 +62,41 @@ class Evaluator:
     current: int = 0
     unfit: list[Status] = field(default_factory=list)
 
+    def prepare(self, plan: Mapping[str, Sequence[Item]], processes: Processes) -> bool:
+        """Fill the store for a plan together with other processes; True in the main one, which then goes on alone.
+
+        What fails here is left to the main process, which meets it again and notes it.
+        """
+        if processes.rank == 0:
+            self.prepare_data(plan)  # one process downloads or draws what is not there
+        if processes.meet():
+            for name, items in plan.items():
+                self.prepare_checkpoint(name, items)
+            processes.meet()
+        processes.part()
+        self.store.rank, self.store.world, self.store.local_world = 0, 1, 1
+        return processes.rank == 0
+
+    def prepare_data(self, plan: Mapping[str, Sequence[Item]]) -> None:
+        """Open every dataset of a plan."""
+        for name in dict.fromkeys(item.data for items in plan.values() for item in items):
+            with contextlib.suppress(*FAILURES):
+                self.data(name)
+
+    def prepare_checkpoint(self, name: str, items: Sequence[Item]) -> None:
+        """This process's share of what the items of one checkpoint read from the store."""
+        try:
+            checkpoint = importer.open_checkpoint(name, self.runs)
+        except FAILURES:
+            return
+        self.store.label = checkpoint.record["name"]
+        for item in items:
+            with contextlib.suppress(*FAILURES):
+                subject = self.subject(checkpoint, item)
+                item.task.check(subject)
+                if self.overwrite or not self.is_recorded(blank_record(checkpoint, item.task, subject)):
+                    item.task.prepare(subject)
+
     def evaluate(self, plan: Mapping[str, Sequence[Item]]) -> None:
         """Work through the plan: items by checkpoint."""
         total, place = sum(map(len, plan.values())), 0
@@ -71,6 +108,7 @@ class Evaluator:
                     self.note({"name": name}, item, "failed", one_line(error), "restore the file or train it again")
                 place += len(items)
                 continue
+            self.store.label = checkpoint.record["name"]
             for item in items:
                 place += 1
                 self.evaluate_item(checkpoint, item, f"[{place}/{total}]")
@@ -78,7 +116,7 @@ class Evaluator:
     def evaluate_item(self, checkpoint: importer.Checkpoint, item: Item, place: str = "") -> None:
         """One task on one dataset: record it, or note why not."""
         try:
-            subject = Subject(checkpoint.backbone, checkpoint.head, self.data(item.data), self.store, self.seed)
+            subject = self.subject(checkpoint, item)
             item.task.check(subject)
             record = blank_record(checkpoint, item.task, subject)
             if not self.overwrite and self.is_recorded(record):
@@ -95,6 +133,11 @@ class Evaluator:
         records.write(self.root, record)
         self.written.append(record)
         self.say(f"{place} {checkpoint.record['name']}: {sentence(record)}")
+
+    def subject(self, checkpoint: importer.Checkpoint, item: Item) -> Subject:
+        """What an item's task is given."""
+        parts = checkpoint.backbone, checkpoint.head, self.data(item.data), self.store, self.seed
+        return Subject(*parts, segments=checkpoint.segments)
 
     def data(self, name: str) -> Data:
         """A dataset, opened once."""
@@ -188,7 +231,8 @@ def peak_kilobytes() -> int:
 def sentence(record: Record) -> str:
     """A finished record in words."""
     score = record.score
-    shown = f"{record.main} {number(score.value, score.scale)} ({interval(score)})"
+    shown = f"{record.main} {number(score.value, score.scale)}"
+    shown += f" ({interval(score)})" if interval(score) else ""
     return f"{record.task} on {record.dataset}, {shown}, {record.provenance['seconds']:.1f} s"
 
 

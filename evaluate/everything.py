@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig
 
 from evaluate import run as evaluation
+from evaluate.processes import Processes
 from pretrain import cli
 from pretrain.checkpoint import CheckpointError, read_run, write_json
 
@@ -108,6 +109,8 @@ def run(config: DictConfig) -> None:
     if not config.checkpoints:
         settings = config.everything
         wanted = wanted_runs(runs, settings.objectives, settings.data, settings.options)
+        if wanted and Processes.from_environment().world > 1:
+            raise ValueError("torchrun shares out an evaluation, not these trainings: run the command once without it")
         if wanted:
             print(f"no finished run in {runs}: training {', '.join(wanted)}" if not config.quiet else "", flush=True)
             at_once = settings.at_once or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))

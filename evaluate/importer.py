@@ -1,6 +1,7 @@
 """Checkpoints by path or name: a run, one of its kept epochs, or a baseline that shares its architecture.
 
     runs/NAME, NAME, runs/NAME/epochs/NNN    the teacher; with @student appended, the student
+    runs/NAME/epochs                         every kept epoch of a run, see `expand`
     untrained:RUN                            the same architecture with weights drawn with seed 0
     pixels:RUN                               no network: the pixels of the view that the run's backbone would see
 
@@ -22,8 +23,8 @@ from pretrain.backbones import Backbone, Features
 from pretrain.checkpoint import CheckpointError, load_backbone, load_head, read_run
 
 ACCEPTED = (
-    "give a run (runs/NAME or NAME), one of its kept epochs (runs/NAME/epochs/NNN), either with @student for the "
-    "student, or a baseline (untrained:RUN, pixels:RUN)"
+    "give a run (runs/NAME or NAME), one of its kept epochs (runs/NAME/epochs/NNN) or all (runs/NAME/epochs), each "
+    "with @student for the student, or a baseline (untrained:RUN, pixels:RUN)"
 )
 BASELINES = ("untrained", "pixels")
 BASELINE_SEED = 0
@@ -69,6 +70,15 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """A head whose outputs are variables of `bins` units each, by softmax at a temperature (IMSVD, MUSIC)."""
+
+    head: nn.Module
+    bins: int
+    temperature: float
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A frozen network with what a record says about it; `head` maps features (B, D) to logits of binary messages."""
 
@@ -77,6 +87,7 @@ class Checkpoint:
     head: nn.Module | None = None
     data: str = ""
     notes: list[str] = field(default_factory=list)
+    segments: Segments | None = None
 
 
 def resolve(name: str | Path, runs: str | Path = "runs") -> Reference:
@@ -92,6 +103,24 @@ def resolve(name: str | Path, runs: str | Path = "runs") -> Reference:
     if branch not in ("", "teacher", "student"):
         raise CheckpointError(f"unknown branch {branch!r} in {text!r}; use @teacher or @student")
     return Reference(kind, found[0], branch or "teacher")
+
+
+def expand(names: Iterable[str], runs: str | Path = "runs") -> list[str]:
+    """The same names with each runs/NAME/epochs replaced by the kept epochs in it, the earliest first.
+
+    Raises CheckpointError when a run has kept none.
+    """
+    found: list[str] = []
+    for name in names:
+        place, at, branch = str(name).partition("@")
+        folders = [Path(place).expanduser(), Path(runs) / place] if Path(place).name == "epochs" else []
+        folder = next((path for path in folders if path.is_dir() and not (path / "run.json").exists()), None)
+        kept = [file.parent for file in folder.glob("*/run.json")] if folder else []
+        if folder and not kept:
+            raise CheckpointError(f"no kept epoch in {folder}; train with trainer.keep_every=<epochs between two>")
+        kept.sort(key=lambda path: (len(path.name), path.name))  # 0999 would come after 1000 otherwise
+        found += [f"{path}{at}{branch}" for path in kept] if folder else [name]
+    return found
 
 
 def trained_on(reference: Reference) -> str:
@@ -152,8 +181,10 @@ def read_own_run(reference: Reference) -> Checkpoint:
     record |= {"backbone": architecture(backbone), "label": info["label"], "parent": parent}
     record |= {key: info[key] for key in ("images_seen", "epoch", "seed")}
     notes = [] if info["finished"] or parent else [f"training had not finished (step {info['step']})"]
-    head = load_head(reference.path, branch=reference.branch) if is_binary else None
-    return Checkpoint(backbone, record, head, info["data"]["name"], notes)
+    bins = info["config"].get("objective", {}).get("loss", {}).get("bins")
+    head = load_head(reference.path, branch=reference.branch) if is_binary or bins else None
+    segments = Segments(head, bins, info["config"]["objective"]["loss"]["temperature"]) if head and bins else None
+    return Checkpoint(backbone, record, head if is_binary else None, info["data"]["name"], notes, segments)
 
 
 def read_untrained(reference: Reference) -> Checkpoint:

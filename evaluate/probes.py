@@ -1,7 +1,7 @@
-"""Linear probes, all learning rates and inputs of a sweep at once.
+"""Linear and MLP probes, all learning rates and inputs of a sweep at once.
 
-Heads that read the same input are one matrix: one product gives the logits of every rate. Their losses are summed, so a
-head's gradient is its own, and SGD with momentum is applied by hand.
+Heads that read the same input are one matrix (a layer): one product gives the logits of every rate. Their losses are
+summed, so a head's gradient is its own, and SGD with momentum is applied by hand.
 Source: the linear evaluation of DINOv2 (Oquab et al. 2023, public code).
 """
 
@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MOMENTUM = 0.9
 INIT_STD = 0.01
+MLP_STD = 0.02
 LOGITS_AT_ONCE = 50_000_000
 
 #: input of a head: class tokens of so many last blocks, and whether the average of the last block's patches is added
@@ -50,43 +53,105 @@ class Tokens:
         return self.cls.shape[2] * (kind[0] + kind[1])
 
 
-class Group:
-    """Heads that read one input and start from the same weights: one matrix (R C, width) for R rates and C classes."""
+class Rows(Protocol):
+    """Tokens that are read some rows at a time."""
 
-    def __init__(self, kind: Input, rates: Sequence[float], start: Tensor):
-        self.kind, self.classes = kind, len(start)
-        self.rates = torch.tensor(rates, dtype=torch.float32, device=start.device)
-        self.weight = start.float().repeat(len(rates), 1)  # (R C, width)
-        self.bias = torch.zeros(len(self.weight), device=start.device)
-        self.momenta = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        self.alive = torch.ones(len(rates), dtype=torch.bool, device=start.device)
+    def __len__(self) -> int: ...
+
+    def rows(self, index: Any) -> Tokens:
+        """Some of the rows."""
+
+
+class Group:
+    """Linear heads that read one input and start from the same weights: one matrix (R C, width), R rates, C classes."""
+
+    def __init__(self, kind: Input, rates: Sequence[float], start: Sequence[Tensor]):
+        self.kind, self.classes = kind, len(start[-1])
+        self.rates = torch.tensor(rates, dtype=torch.float32, device=start[0].device)
+        self.values = self.heads(start)
+        self.momenta = [torch.zeros_like(value) for value in self.values]
+        self.alive = torch.ones(len(rates), dtype=torch.bool, device=start[0].device)
+
+    def heads(self, start: Sequence[Tensor]) -> list[Tensor]:
+        """Weights (R C, width) and biases (R C,) of all heads from the weight (C, width) of one."""
+        weight = start[0].float().repeat(len(self.rates), 1)
+        return [weight, torch.zeros(len(weight), device=weight.device)]
+
+    @property
+    def row_size(self) -> int:
+        """Numbers that the logits of one row need at a time."""
+        return max(map(len, self.values))
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (n, R, C) of inputs (n, width)."""
-        return torch.addmm(self.bias, x, self.weight.T).view(len(x), -1, self.classes)
+        weight, bias = self.values
+        return torch.addmm(bias, x, weight.T).view(len(x), -1, self.classes)
 
-    def step(self, x: Tensor, labels: Tensor, decay: float) -> None:
-        """One step of SGD on the mean cross-entropy of each head; a head whose loss is not finite is out for good."""
+    def accumulate(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of each head (R,); its gradient enters the momenta inside the product that makes it."""
         each = torch.arange(len(x), device=x.device)
         log_probability = self.logits(x).log_softmax(2)  # (n, R, C)
-        self.alive &= torch.isfinite(log_probability[each, :, labels].mean(0))
+        losses = -log_probability[each, :, labels].mean(0)
         error = log_probability.exp_()  # gradient of the loss: (probability - truth) / n
         error[each, :, labels] -= 1
         error = error.div_(len(x)).flatten(1)  # (n, R C): a column is one head's own, so NaN stays with its head
-        rate = (self.rates * decay).repeat_interleave(self.classes)
-        for value, momentum, gradient in (
-            (self.weight, self.momenta[0], error.T @ x),
-            (self.bias, self.momenta[1], error.sum(0)),
-        ):
+        self.momenta[0].addmm_(error.T, x, beta=MOMENTUM)
+        self.momenta[1].mul_(MOMENTUM).add_(error.sum(0))
+        return losses
+
+    def step(self, x: Tensor, labels: Tensor, decay: float) -> None:
+        """One step of SGD on the mean cross-entropy of each head; a head whose loss is not finite is out for good."""
+        self.alive &= torch.isfinite(self.accumulate(x, labels))
+        rate = (self.rates * decay)[:, None]
+        for value, momentum in zip(self.values, self.momenta, strict=True):
+            value.view(len(rate), -1).addcmul_(momentum.view(len(rate), -1), rate, value=-1)
+
+    def weights(self, rate: int) -> list[Tensor]:
+        """Weights and biases of one head, layer by layer."""
+        return [value.view(len(self.rates), -1, *value.shape[1:])[rate] for value in self.values]
+
+
+class HiddenGroup(Group):
+    """Heads with one hidden layer of H units: linear, GELU, linear; the layers of all rates lie side by side."""
+
+    def heads(self, start: Sequence[Tensor]) -> list[Tensor]:
+        """Weights and biases (R H, width), (R H,), (R C, H), (R C,) from the weights (H, width) and (C, H) of one."""
+        weights = [layer.float().repeat(len(self.rates), 1) for layer in start]
+        return [part for weight in weights for part in (weight, torch.zeros(len(weight), device=weight.device))]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (n, R, C) of inputs (n, width)."""
+        return self.forward(self.values, x).transpose(0, 1)
+
+    def forward(self, values: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Logits (R, n, C)."""
+        first, first_bias, second, second_bias = values
+        rates = len(self.rates)
+        hidden = F.gelu(torch.addmm(first_bias, x, first.T)).view(len(x), rates, -1).transpose(0, 1)  # (R, n, H)
+        layer = second.view(rates, self.classes, -1).transpose(1, 2)  # (R, H, C)
+        return torch.baddbmm(second_bias.view(rates, 1, -1), hidden, layer)
+
+    def accumulate(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of each head (R,); its gradient enters the momenta."""
+        with torch.enable_grad():
+            values = [value.requires_grad_() for value in self.values]
+            logits = self.forward(values, x)
+            losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+            losses = losses.view(len(logits), -1).mean(1)
+            gradients = torch.autograd.grad(losses.sum(), values)
+        for value, momentum, gradient in zip(values, self.momenta, gradients, strict=True):
+            value.requires_grad_(False)
             momentum.mul_(MOMENTUM).add_(gradient)
-            value.sub_(momentum * (rate[:, None] if value.ndim == 2 else rate))
+        return losses.detach()
 
 
 class Sweep:
     """Heads for every input x rate, trained together; heads are ordered input by input, rate by rate.
 
-    inputs: what heads read; rates: learning rates as used (already scaled with the batch); steps: of the whole cosine
-    schedule to 0. `starts` gives the first weights (C, width) of each input, else drawn from N(0, 0.01^2) with `seed`.
+    widths: of what heads read; rates: learning rates as used (already scaled with the batch); steps: of the whole
+    cosine schedule to 0, in which the rate stays as it is for `hold` steps. `hidden`: units of a hidden layer, 0 for
+    linear heads. `starts` gives the first weights (C, width) of each input, with a hidden layer (H, width) and (C, H),
+    else drawn with `seed` from N(0, 0.01^2), with a hidden layer from N(0, 0.02^2). Biases start at 0.
     """
 
     def __init__(
@@ -96,21 +161,27 @@ class Sweep:
         classes: int,
         steps: int,
         *,
+        hidden: int = 0,
+        hold: int = 1,
         seed: int = 0,
-        starts: Mapping[Input, Tensor] | None = None,
+        starts: Mapping[Input, Tensor | Sequence[Tensor]] | None = None,
         device: str | torch.device = "cpu",
     ):
         generator = torch.Generator().manual_seed(seed)
-        drawn = starts or {
-            k: torch.randn(classes, width, generator=generator) * INIT_STD for k, width in widths.items()
-        }
-        self.groups = [Group(kind, rates, drawn[kind].to(device)) for kind in widths]
+        kind_of_heads = HiddenGroup if hidden else Group
+        self.groups: list[Group] = []
+        for kind, width in widths.items():
+            sizes = [(hidden, width), (classes, hidden)] if hidden else [(classes, width)]
+            std = MLP_STD if hidden else INIT_STD
+            start = starts[kind] if starts else [torch.randn(size, generator=generator) * std for size in sizes]
+            layers = [start] if isinstance(start, Tensor) else start
+            self.groups.append(kind_of_heads(kind, rates, [layer.to(device) for layer in layers]))
         self.heads = [(*kind, rate) for kind in widths for rate in rates]
-        self.steps, self.done = steps, 0
+        self.steps, self.done, self.hold = steps, 0, hold
 
     def step(self, tokens: Tokens, labels: Tensor) -> None:
         """One step of every head on a batch: labels (n,) class indices."""
-        decay = 0.5 * (1 + math.cos(math.pi * self.done / self.steps))
+        decay = 0.5 * (1 + math.cos(math.pi * (self.done // self.hold * self.hold) / self.steps))
         for group in self.groups:
             group.step(tokens.input(group.kind), labels, decay)
         self.done += 1
@@ -121,27 +192,33 @@ class Sweep:
         alive = torch.cat([group.alive for group in self.groups]).tolist()
         return [head for head, fine in enumerate(alive) if not fine]
 
-    def places(self, tokens: Tokens, labels: Tensor) -> Tensor:
+    def places(self, tokens: Rows, labels: Tensor) -> Tensor:
         """Place of the true class by every head, 0 the best, equal logits to the lower class: (heads, n) int32.
 
         A diverged head has no valid place: the number of classes.
         """
-        chunk = max(1, LOGITS_AT_ONCE // (len(self.groups[0].weight)))
-        spans = [slice(start, start + chunk) for start in range(0, len(tokens), chunk)]
-        parts = [[group_places(g, tokens.rows(s).input(g.kind), labels[s]) for s in spans] for g in self.groups]
-        return torch.cat([torch.cat(pieces, dim=1) for pieces in parts])
+        parts = []
+        for span in self.spans(len(tokens)):
+            batch = tokens.rows(span)
+            parts.append(torch.cat([group_places(g, batch.input(g.kind), labels[span]) for g in self.groups]))
+        return torch.cat(parts, dim=1)
 
-    def predictions(self, head: int, tokens: Tokens) -> Tensor:
+    def predictions(self, head: int, tokens: Rows) -> Tensor:
         """Predicted class of every row by one head: (n,) int64."""
-        group, rate = divmod(head, len(self.groups[0].rates))
-        return self.groups[group].logits(tokens.input(self.groups[group].kind))[:, rate].argmax(1)
-
-    def weights(self, head: int) -> tuple[Tensor, Tensor]:
-        """Weight (C, width) and bias (C,) of one head."""
         index, rate = divmod(head, len(self.groups[0].rates))
         group = self.groups[index]
-        rows = slice(rate * group.classes, (rate + 1) * group.classes)
-        return group.weight[rows], group.bias[rows]
+        batches = (tokens.rows(span) for span in self.spans(len(tokens)))
+        return torch.cat([group.logits(batch.input(group.kind))[:, rate].argmax(1) for batch in batches])
+
+    def spans(self, n: int) -> list[slice]:
+        """Parts of n rows whose logits are held together."""
+        chunk = max(1, LOGITS_AT_ONCE // max(group.row_size for group in self.groups))
+        return [slice(start, start + chunk) for start in range(0, n, chunk)]
+
+    def weights(self, head: int) -> list[Tensor]:
+        """Weight (C, width) and bias (C,) of one head; with a hidden layer those of both layers."""
+        index, rate = divmod(head, len(self.groups[0].rates))
+        return self.groups[index].weights(rate)
 
 
 def group_places(group: Group, x: Tensor, labels: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from evaluate.evaluator import Evaluator, Item, one_line
 from evaluate.features import Store
 from evaluate.leaderboard.__main__ import rebuild
 from evaluate.leaderboard.escape import terminal
+from evaluate.processes import Processes
 from evaluate.tasks.base import Data, Task
 from pretrain import cli
 
@@ -103,7 +104,7 @@ def make_plan(
     Raises ValueError for a checkpoint, suite, task or dataset that does not exist, before any work.
     """
     entries: dict[str, list[dict[str, Any]]] = {}
-    for name in names:
+    for name in importer.expand(names, runs):
         data = importer.trained_on(importer.resolve(name, runs))
         entries[name] = suite or load_suite(data if data in choices("suite") else DEFAULT_SUITE)
     for name, sharing in importer.baselines(list(entries), runs).items() if baselines else ():
@@ -118,18 +119,17 @@ def as_item(task: str, data: str, **settings: Any) -> Item:
     return Item(load_task(task, **settings), data)
 
 
-def make_evaluator(config: DictConfig) -> Evaluator:
+def make_evaluator(config: DictConfig, processes: Processes = Processes()) -> Evaluator:  # noqa: B008
     """The settings of a configuration as objects; raises ValueError naming the one that is unknown."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = processes.device(config.device)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device} cannot be used here ({one_line(error)[:80]}); use auto or cpu") from error
-    options = {key: config[key] for key in ("precision", "batch_size", "workers", "quiet")}
+    options = {key: config[key] for key in ("precision", "store", "batch_size", "workers")}
+    options |= {"rank": processes.rank, "world": processes.world, "local_world": processes.local_world}
     return Evaluator(
-        Store(config.cache, device=device, **options),
+        Store(config.cache, device=device, quiet=config.quiet or processes.rank > 0, **options),
         Path(config.output) / "records",
         partial(load_data, root=config.data_root, skip_bad=config.skip_bad),
         runs=config.runs,
@@ -152,7 +152,8 @@ def finish(done: Evaluator, output: str) -> None:
         print(f"nothing to do: {done.current} records up to date")
     counts = {"recorded": len(done.written), "up to date": done.current}
     counts |= {"skipped": len(done.unfit) - len(failed), "failed": len(failed)}
-    print(", ".join(f"{count} {what}" for what, count in counts.items() if count) + f"; see {output}/leaderboard.html")
+    where = f"; see {output}/leaderboard.html" if usable else "; no table was written"
+    print(", ".join(f"{count} {what}" for what, count in counts.items() if count) + where)
     if failed or not usable:
         sys.exit(1)
 
@@ -163,8 +164,11 @@ def run(config: DictConfig) -> None:
         raise ValueError(f"checkpoints=[] names nothing to evaluate; {importer.ACCEPTED}")
     suite = None if config.suite is None else as_entries(config.suite)
     plan = make_plan(map(str, config.checkpoints), suite, config.runs, config.baselines)
-    evaluator = make_evaluator(config)
+    processes = Processes.from_environment()
+    evaluator = make_evaluator(config, processes)
     try:
+        if processes.world > 1 and not evaluator.prepare(plan, processes):
+            return
         evaluator.evaluate(plan)
     except KeyboardInterrupt:
         raise cli.Interrupted("what is recorded stays; the same command goes on from there") from None

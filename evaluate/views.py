@@ -18,6 +18,7 @@ from pretrain.datasets import ImageData, ImageError, centre_view
 
 View = tuple[np.ndarray | None, int, str]  # (S, S, 3) uint8 or None, row of the image, error
 ATTEMPTS = 10
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 class CentreViews(Dataset):
@@ -37,14 +38,16 @@ class CentreViews(Dataset):
 
 
 class RandomCrops(Dataset):
-    """(draw, row) -> random resized crop (area 0.08 to 1, ratio 3/4 to 4/3, bicubic), flipped half of the time.
+    """(draw, row) -> random resized crop (area 0.08 to 1, ratio 3/4 to 4/3), flipped half of the time.
 
     The crop follows from (seed, draw) alone, whatever the number of processes. With `images.skip_bad` the next image
-    stands in for a damaged one.
+    stands in for a damaged one. `interpolation` is "bicubic" or "bilinear"; raises ValueError for another.
     """
 
-    def __init__(self, images: ImageData, size: int, seed: int):
-        self.images, self.size, self.seed = images, size, seed
+    def __init__(self, images: ImageData, size: int, seed: int, interpolation: str = "bicubic"):
+        if interpolation not in FILTERS:
+            raise ValueError(f"unknown interpolation {interpolation!r}; use {', '.join(FILTERS)}")
+        self.images, self.size, self.seed, self.interpolation = images, size, seed, interpolation
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,27 +62,30 @@ class RandomCrops(Dataset):
             except ImageError as damage:
                 error = str(damage)
                 continue
-            return random_crop(image, self.size, np.random.default_rng((self.seed, draw))), row, ""
+            rng = np.random.default_rng((self.seed, draw))
+            return random_crop(image, self.size, rng, self.interpolation), row, ""
         return None, first, error
 
 
-def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
+def random_crop(image: Image.Image, size: int, rng: np.random.Generator, interpolation: str = "bicubic") -> np.ndarray:
     """Random resized crop and flip of an RGB image: (size, size, 3) uint8."""
-    small = image.resize((size, size), Image.Resampling.BICUBIC, box=crop_box(*image.size, rng))
+    small = image.resize((size, size), FILTERS[interpolation], box=crop_box(*image.size, rng))
     pixels = np.array(small)
     return pixels[:, ::-1].copy() if rng.random() < 0.5 else pixels
 
 
-def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A box (left, top, right, bottom) of 8 to 100 % of the area with a ratio of 3/4 to 4/3, uniform in its logarithm.
+def crop_box(
+    width: int, height: int, rng: np.random.Generator, area: tuple[float, float] = (0.08, 1.0)
+) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) of a share of the area, with a ratio of 3/4 to 4/3, uniform in its logarithm.
 
     Where ten draws do not fit: the largest central box within these ratios.
     Source: Inception-style cropping, as in torchvision.
     """
     for _ in range(ATTEMPTS):
-        area = width * height * rng.uniform(0.08, 1.0)
+        pixels = width * height * rng.uniform(*area)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return left, top, left + w, top + h

@@ -55,7 +55,7 @@ def subject(run: str | Path, data: Data, cache: Path) -> Subject:
     """A checkpoint on a dataset, with features stored below `cache`."""
     checkpoint = importer.open_checkpoint(run)
     store = Store(cache, batch_size=64, workers=0, quiet=True)
-    return Subject(checkpoint.backbone, checkpoint.head, data, store)
+    return Subject(checkpoint.backbone, checkpoint.head, data, store, segments=checkpoint.segments)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny import write_images
 
 from evaluate import features, importer
 from evaluate.features import Store, identity
+from evaluate.tasks.base import Data, Subject, centre_view_protocol
 from evaluate.views import CentreViews, RandomCrops, crop_box
 from pretrain.backbones import Backbone, preprocess
 from pretrain.datasets import ImageError, ImageFolder, centre_view
@@ -82,6 +84,51 @@ def test_an_interrupted_pass_goes_on_at_the_first_missing_shard(tmp_path, backbo
     torch.testing.assert_close(stored.cls(), plain_forward(backbone, train)[1], rtol=1e-5, atol=1e-6)
 
 
+def fill_slowly(root: Path, backbone: Backbone, images: ImageFolder) -> None:
+    original = Store.tokens
+    Store.tokens = lambda *arguments: time.sleep(0.05) or original(*arguments)  # type: ignore[method-assign]
+    fill(root, backbone, images)
+
+
+def test_a_killed_process_loses_no_shard_that_was_whole_and_blocks_nobody(tmp_path, backbone, train, monkeypatch):
+    monkeypatch.setattr(features, "SHARD_IMAGES", 5)
+    process = multiprocessing.get_context("fork").Process(target=fill_slowly, args=(tmp_path, backbone, train))
+    process.start()
+    deadline = time.monotonic() + 60
+    while len(whole := list(tmp_path.rglob("?????????.npy"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    whole = list(tmp_path.rglob("?????????.npy"))
+    assert 2 <= len(whole) < 8, "killed too late to prove anything"
+    with count_forward(backbone) as sizes:
+        stored = make_store(tmp_path).get(backbone, train)
+    assert sum(sizes) == len(train) - 5 * len(whole)
+    torch.testing.assert_close(stored.cls(), plain_forward(backbone, train)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_float16_halves_the_file_and_tasks_get_float32(tmp_path, backbone, train):
+    exact, half = (make_store(tmp_path, store=kind).get(backbone, train) for kind in ("float32", "float16"))
+    assert np.load(half.shards[0]).dtype == np.float16 and half.cls().dtype == torch.float32
+    assert torch.equal(half.cls(), exact.cls().half().float())
+    assert not torch.equal(half.cls(), exact.cls())
+    sizes = [files.shards[0].stat().st_size for files in (exact, half)]
+    assert sizes[1] < 0.55 * sizes[0]
+
+
+def test_the_protocol_names_what_is_stored_unless_it_is_float32(tmp_path, backbone, train):
+    full, half = (Subject(backbone, None, Data("folder", {}), make_store(tmp_path, store=s)) for s in features.STORED)
+    assert "stored" not in centre_view_protocol(full, "class token")
+    assert centre_view_protocol(half, "class token")["stored"] == "float16"
+
+
+def test_features_beyond_float16_are_an_error_that_names_the_remedy(tmp_path, backbone, train):
+    backbone.vit.norm.bias.fill_(70_000)
+    with pytest.raises(ValueError, match=r"class0/000.png exceed what float16 holds; use store=float32"):
+        make_store(tmp_path, store="float16").get(backbone, train)
+    assert make_store(tmp_path).get(backbone, train).cls().max() > 65_504
+
+
 def test_a_damaged_shard_is_computed_again(tmp_path, backbone, train, monkeypatch):
     monkeypatch.setattr(features, "SHARD_IMAGES", 10)
     stored = make_store(tmp_path).get(backbone, train)
@@ -106,7 +153,7 @@ def test_a_stop_while_a_shard_is_written_leaves_nothing_of_it(tmp_path, backbone
     monkeypatch.setattr(np, "save", half)
     with pytest.raises(KeyboardInterrupt):
         make_store(tmp_path).get(backbone, train)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["meta.json"]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"meta.json", ".lock"}
 
 
 def fill(root: Path, backbone: Backbone, images: ImageFolder) -> None:
@@ -147,7 +194,10 @@ def test_reduced_precision_is_stored_apart_and_close(tmp_path, backbone, train):
     torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("options, word", [({"precision": "int3"}, "int3"), ({"batch_size": 0}, "batch_size=0")])
+@pytest.mark.parametrize(
+    "options, word",
+    [({"precision": "int3"}, "int3"), ({"batch_size": 0}, "batch_size=0"), ({"store": "bfloat16"}, "store='bfloat16'")],
+)
 def test_a_setting_that_cannot_be_is_refused(tmp_path, options, word):
     with pytest.raises(ValueError, match=word):
         make_store(tmp_path, **options)

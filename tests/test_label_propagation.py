@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluate.metrics import propagation
 from evaluate.metrics.largest import largest
-from evaluate.tasks import video
 from evaluate.tasks.video import labels_to_masks, propagate
 
 GOLDEN = Path(__file__).parent / "golden" / "eval"
@@ -66,7 +66,7 @@ def test_soft_labels_and_masks_equal_the_golden_values(golden, case):
 @pytest.mark.parametrize("tile", [3, 16])
 @pytest.mark.parametrize(("n_last_frames", "radius", "topk"), [(0, 2, 3), (2, 0, 7), (3, 1, 4), (9, 20, 5)])
 def test_tiles_and_windows_equal_the_full_affinity(monkeypatch, tile, n_last_frames, radius, topk):
-    monkeypatch.setattr(video, "TILE", tile)
+    monkeypatch.setattr(propagation, "TILE", tile)
     rng = np.random.default_rng(radius)
     features, labels = rng.standard_normal((5, 7, 10, 6)), rng.integers(0, 4, (7, 10))
     settings = {"n_last_frames": n_last_frames, "radius": radius, "topk": topk, "temperature": 0.1}

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from evaluate.probes import Sweep, Tokens, batch_table, select
+from evaluate.views import RandomCrops, crop_box
+from pretrain.datasets import ImageFolder
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "eval" / "linear_sweep.npz")
 INPUTS = ((1, False), (1, True), (4, False), (4, True))
@@ -110,3 +113,18 @@ def test_every_row_is_used_equally_often_and_no_batch_is_short():
     assert table.shape == (5, 4)
     assert torch.bincount(table.flatten()).tolist() == [2] * 10
     assert not torch.equal(table, batch_table(10, 4, 5, seed=1))
+
+
+@pytest.mark.parametrize(
+    "name, filter", [("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)]
+)
+def test_training_crops_are_resized_by_the_filter_of_the_protocol(images, name, filter):
+    train = ImageFolder(images, "train")
+    view, row, error = RandomCrops(train, 16, 3, name)[5, 7]
+    rng = np.random.default_rng((3, 5))
+    image = train.image(7)
+    expected = np.array(image.resize((16, 16), filter, box=crop_box(*image.size, rng)))
+    expected = expected[:, ::-1] if rng.random() < 0.5 else expected
+    assert (row, error) == (7, "") and np.array_equal(view, expected)
+    with pytest.raises(ValueError, match="'nearest'.*bicubic, bilinear"):
+        RandomCrops(train, 16, 3, "nearest")

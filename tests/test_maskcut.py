@@ -9,11 +9,12 @@ import torch
 from faster_coco_eval.core import mask as mask_utils
 from scipy import linalg, ndimage
 
+from evaluate.metrics import graph_cut
 from evaluate.metrics.bit_graph import adjacency as adjacency_bits
 from evaluate.metrics.bit_graph import neighbour_sums
 from evaluate.metrics.eigen import second_smallest_eigenvectors
-from evaluate.tasks import objects
-from evaluate.tasks.objects import _object_side, maskcut, maskcut_batch, masks_to_detections
+from evaluate.metrics.graph_cut import _object_side
+from evaluate.tasks.objects import maskcut, maskcut_batch, masks_to_detections
 
 GOLDEN = Path(__file__).parent / "golden" / "eval"
 
@@ -165,8 +166,8 @@ def test_the_batch_equals_the_images_one_by_one():
 def test_graphs_solved_together_in_floats_give_the_masks_of_single_graphs_in_bits(monkeypatch):
     features = torch.stack([scene(seed) for seed in range(6)] + [torch.ones(12, 9, 11)])
     expected = maskcut_batch(features, tau=0.3)
-    monkeypatch.setattr(objects, "adjacency", lambda similarity, threshold: (similarity > threshold).double())
-    assert torch.equal(objects._cut(features, 0.3, 1e-5, 3), expected)
+    monkeypatch.setattr(graph_cut, "adjacency", lambda similarity, threshold: (similarity > threshold).double())
+    assert torch.equal(graph_cut._cut(features, 0.3, 1e-5, 3), expected)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 33, 100])

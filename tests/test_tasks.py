@@ -24,7 +24,8 @@ from evaluate.tasks.retrieval import Retrieval
 from pretrain.checkpoint import CheckpointError, read_json, write_json, write_tensors
 from pretrain.datasets import ImageFolder, ImageList, Images
 
-GLOBAL = ("knn", "linear", "linear_cached", "retrieval", "hamming")
+FRESH = ("linear", "linear_fixed", "mlp")  # train on random crops
+GLOBAL = (*FRESH, "linear_cached", "mlp_cached", "knn", "knn_fewshot", "retrieval", "hamming")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def evaluator(tmp_path: Path, data: Data) -> Evaluator:
 
 @pytest.mark.parametrize("name", [name for name in choices("task") if name in GLOBAL])
 def test_a_task_scores_records_and_costs_nothing_the_second_time(name, tmp_path, run, data):
-    fast = {"epochs": 2, "batch_size": 18} if name == "linear" else {}
+    fast = {"epochs": 2, "batch_size": 18} if name in FRESH else {}
     bench, item = evaluator(tmp_path, data), as_item(name, "folder", **fast)
     bench.evaluate({str(run): [item]})
     assert bench.unfit == []
@@ -76,7 +77,7 @@ def test_every_task_file_is_a_task_with_a_name_of_its_own():
     assert len(names) == len(set(names)) and set(GLOBAL) <= set(choices("task"))
 
 
-@pytest.mark.parametrize("name", [name for name in GLOBAL if name != "linear"])
+@pytest.mark.parametrize("name", [name for name in GLOBAL if name not in FRESH])
 def test_all_tasks_on_stored_features_share_one_forward_pass(name, images, run, cache):
     shared = subject(run, folder_data(images), cache)
     shared.features("train"), shared.features("test")

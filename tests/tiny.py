@@ -58,7 +58,7 @@ def overrides(root: Path, objective: str, runs: Path, *more: str) -> list[str]:
         "optim.lr=0.02",
         "optim.warmup_epochs=1",
         "head_reset.every_epochs=2" if objective == "bits_reset" else "head_reset.every_epochs=0",
-        "trainer={epochs: 3, batch_size: 12, workers: 0, log_every: 1}",
+        "trainer={epochs: 3, batch_size: 12, workers: 0, log_every: 1, curves: false}",
         "quiet=true",
         *more,
     ]

@@ -8,6 +8,7 @@ knn         weighted nearest-neighbour classification
 landmark    revisited Oxford / Paris: trapezoid AP and mP@k
 geometry    spectrum and effective dimensions of embeddings
 codes       entropies and correlations of bits
+binarise    codes of real-valued features: sign, ITQ, random projection
 statistics  bootstrap intervals and paired tests (numpy and scipy only)
 video       DAVIS region similarity J and contour accuracy F
 coco        COCO average precision
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from evaluate.metrics.codes import bit_correlation, bit_entropy, block_entropy, trailing_entropy
     from evaluate.metrics.geometry import (
         alignment,
+        class_alignment,
         effective_dimension,
         effective_rank,
         explained_variance,
@@ -55,6 +57,7 @@ _MODULES = {
     "codes": ("bit_correlation", "bit_entropy", "block_entropy", "trailing_entropy"),
     "geometry": (
         "alignment",
+        "class_alignment",
         "effective_dimension",
         "effective_rank",
         "explained_variance",
@@ -89,6 +92,7 @@ __all__ = [
     "bit_entropy",
     "block_entropy",
     "bootstrap_interval",
+    "class_alignment",
     "coco_ap",
     "contour_accuracy",
     "effective_dimension",

@@ -7,7 +7,7 @@ scores, empty results, results that carry both a box and a mask, annotation id 0
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,21 @@ FIELDS = {"bbox": "bbox", "segm": "segmentation"}
 IMAGES_AT_ONCE = 32  # per-image scores: the evaluator visits every pair of image and category
 
 Annotation = dict[str, Any]
+Truth = str | Path | Mapping[str, Any]
 
 
 def coco_ap(
-    truth_json: str | Path, detections: list[Annotation], *, iou_type: str, class_agnostic: bool = False
+    truth_json: str | Path | Mapping[str, Any],
+    detections: list[Annotation],
+    *,
+    iou_type: str,
+    class_agnostic: bool = False,
 ) -> np.ndarray:
     """The 12 COCO summary numbers: AP, AP50, AP75, AP by object size (3), AR for 1, 10, 100 detections, AR by size (3).
 
-    truth_json: an instances file (COCO layout); detections: result dictionaries with `image_id`, `category_id`,
-    `score` and `bbox` (x, y, width, height in pixels) or `segmentation` (run lengths); iou_type: "bbox" or "segm".
+    truth_json: an instances file (COCO layout) or its content; detections: result dictionaries with `image_id`,
+    `category_id`, `score` and `bbox` (x, y, width, height in pixels) or `segmentation` (run lengths); iou_type: "bbox"
+    or "segm".
     `class_agnostic` merges all categories into one and keeps the crowd flags. Equal scores keep the order of the list
     (class-agnostic: ascending category id, then the list, as the published evaluator reads them); a mask's area is
     that of the mask even if the result has a box too. Returns (12,) float64 in [0, 1]; -1 where no ground truth
@@ -43,7 +49,11 @@ def coco_ap(
 
 
 def coco_image_ap(
-    truth_json: str | Path, detections: list[Annotation], *, iou_type: str, class_agnostic: bool = False
+    truth_json: str | Path | Mapping[str, Any],
+    detections: list[Annotation],
+    *,
+    iou_type: str,
+    class_agnostic: bool = False,
 ) -> dict[int, float]:
     """AP (IoU 0.50:0.95) of every image on its own, for paired tests between two detectors.
 
@@ -77,6 +87,13 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     }
 
 
+def decode_mask(code: Mapping[str, Any]) -> np.ndarray:
+    """Mask (H, W) boolean of a run-length code, compressed or not."""
+    height, width = code["size"]
+    counts = mask_utils.frPyObjects(dict(code), height, width) if isinstance(code["counts"], list) else dict(code)
+    return mask_utils.decode(counts).astype(bool)
+
+
 def _evaluate(truth: dict, found: list[Annotation], iou_type: str) -> COCOeval_faster:
     # The evaluator needs one result at least: an empty box at score 0 matches nothing, so AP is 0 with ground truth.
     found = found or _placeholder(truth, iou_type)
@@ -103,12 +120,18 @@ def _placeholder(truth: dict, iou_type: str) -> list[Annotation]:
     return [base | {"segmentation": encode_mask(np.zeros((image["height"], image["width"]), dtype=bool))}]
 
 
-def _read_truth(path: str | Path, iou_type: str, class_agnostic: bool) -> dict:
+def _read_truth(source: Truth, iou_type: str, class_agnostic: bool) -> dict:
     if iou_type not in FIELDS:
         raise ValueError(f"unknown iou_type {iou_type!r}; available: bbox, segm")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no instances file at {path}; expected COCO JSON with images, annotations, categories")
-    truth = json.loads(Path(path).read_text())
+    if isinstance(source, Mapping):
+        path, truth = "the ground truth", dict(source)
+        truth["annotations"] = [dict(annotation) for annotation in source.get("annotations", ())]
+    elif not Path(source).is_file():
+        raise FileNotFoundError(
+            f"no instances file at {source}; expected COCO JSON with images, annotations, categories"
+        )
+    else:
+        path, truth = str(source), json.loads(Path(source).read_text())
     if missing := [key for key in ("images", "annotations", "categories") if key not in truth]:
         raise ValueError(f"{path} is no COCO instances file: it lacks {', '.join(missing)}")
     if not truth["images"]:

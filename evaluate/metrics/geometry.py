@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.metrics.arrays import as_numpy, check_finite, check_matrix
+from evaluate.metrics.arrays import as_labels, as_numpy, check_finite, check_matrix
 
 ROWS_AT_ONCE = 8_192
 
@@ -118,6 +118,26 @@ def alignment(x: Any, y: Any, alpha: float = 2.0) -> float:
     if left.shape != right.shape:
         raise ValueError(f"paired features must have one shape, got {left.shape} and {right.shape}")
     return float((np.linalg.norm(unit_float64(left) - unit_float64(right), axis=1) ** alpha).mean())
+
+
+def class_alignment(x: Any, labels: Any) -> np.ndarray:
+    """Mean of |u - v|^2 between each unit row u of x (n, d) and the other unit rows v of its class: (n,), 0 is perfect.
+
+    NaN for a row that is alone in its class. Alignment of Wang & Isola 2020 with alpha 2 and all pairs of one class as
+    positives. With n_c rows of class c, their sum S and their sum of squares q, the sum over v is
+    n_c |u|^2 + q - 2 u S, in which u itself counts 0. Raises ValueError for labels (n,) that are no class indices.
+    """
+    rows = unit_float64(feature_rows(x, least=1))
+    classes = as_labels(labels, len(rows), "labels")
+    if classes.ndim != 1:
+        raise ValueError(f"labels must be (n,) class indices, got shape {classes.shape}: rows have one class each")
+    _, index, count = np.unique(classes, return_inverse=True, return_counts=True)
+    squared = np.square(rows).sum(axis=1)
+    total = np.zeros((len(count), rows.shape[1]))
+    np.add.at(total, index, rows)
+    apart = count[index] * squared + np.bincount(index, squared)[index] - 2 * (rows * total[index]).sum(axis=1)
+    others = count[index] - 1.0
+    return np.divide(np.maximum(apart, 0.0), others, out=np.full(len(rows), np.nan), where=others > 0)
 
 
 def unit_float64(rows: np.ndarray) -> np.ndarray:

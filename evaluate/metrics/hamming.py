@@ -73,12 +73,12 @@ def hamming_prefix_ap(
     q, ends = code_words(queries, lengths)
     d, _ = code_words(database, lengths)
     out = np.empty((len(lengths), len(queries)))
-    # A class index is compared for equality and a class set by its bits; the kernel sees both as columns of words.
-    query_sets, database_sets, shared = relevance_words(relevance)
-    kernels.hamming_ap(
-        q, np.ascontiguousarray(d.T), ends, np.array(lengths), query_sets, database_sets, shared,
-        relevance.skips, TIES[ties], out,
-    )  # fmt: skip
+    codes = (q, np.ascontiguousarray(d.T), ends, np.array(lengths))
+    if relevance.queries.ndim == 1:
+        classes = (relevance.queries, relevance.order, relevance.offsets)
+        kernels.class_ap(*codes, *classes, relevance.skips, TIES[ties], out)
+    else:
+        kernels.set_ap(*codes, relevance.query_sets, relevance.database_sets, relevance.skips, TIES[ties], out)
     if np.isnan(out).all():
         warn_undefined()
     return {m: out[i] for i, m in enumerate(lengths)}
@@ -100,13 +100,6 @@ def code_words(bits: np.ndarray, lengths: Sequence[int]) -> tuple[np.ndarray, np
         ends.append(sum(w.shape[1] for w in words))
         start = stop
     return np.concatenate(words, axis=1), np.array(ends)
-
-
-def relevance_words(relevance: Relevance) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Query words (Q, W), database words (W, N), and whether a shared bit, not an equal word, means relevant."""
-    if relevance.queries.ndim == 1:
-        return relevance.queries.astype(np.uint64)[:, None], relevance.database.astype(np.uint64)[None], False
-    return relevance.query_sets, relevance.database_sets, True
 
 
 def asymmetric_hamming_ap(

@@ -7,7 +7,7 @@ whose proposed score lies within twice the error bound of the k-th best is score
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evaluate.metrics import knn_kernels as kernels
 from evaluate.metrics.arrays import as_labels
-from evaluate.metrics.cosine import full_precision_product, unit_pair
+from evaluate.metrics.cosine import full_precision_product, tiles, unit_pair
 
 CPU_QUERIES = 128  # per block: its scores of 50,000 rows stay in the last-level cache
 GPU_SCORES = 200_000_000  # float32 scores held on a GPU at a time: 800 MB
@@ -98,9 +98,25 @@ def knn_search(train: Any, test: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
     queries, rows = unit_pair(test, train, "test features", "training features")
     if not 1 <= k <= len(rows):
         raise ValueError(f"k={k} is outside 1..{len(rows)}, the number of training rows")
-    if rows.device.type != "cpu":
+    if isinstance(rows, Tensor) and rows.device.type != "cpu":
         return search_torch(rows, queries, k)
-    return search_cpu(rows.numpy(), queries.numpy(), k, prefilter=has_bfloat16())
+    found: tuple[np.ndarray, np.ndarray] | None = None
+    for start, tile in tiles(rows):
+        near = search_cpu(tile.numpy(), queries.numpy(), min(k, len(tile)), prefilter=has_bfloat16())
+        found = merge(found, (near[0], near[1] + start), k)
+    assert found is not None
+    return found
+
+
+def merge(
+    found: tuple[np.ndarray, np.ndarray] | None, later: tuple[np.ndarray, np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of two searches (scores, indices), the second through rows of higher index."""
+    if found is None:
+        return later
+    scores, indices = (np.concatenate(pair, axis=1) for pair in zip(found, later, strict=True))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
 def has_bfloat16() -> bool:
@@ -124,14 +140,20 @@ def propose_bfloat16(rows, queries, k, scores, indices, places) -> np.ndarray:
     """Search by bfloat16 proposals; True per query that is done, False where too many rows are too alike to tell."""
     x, y = torch.from_numpy(queries), torch.from_numpy(rows)
     small_x, small_y = x.bfloat16(), y.bfloat16()
+    lost = max(float((y[s] - small_y[s].float()).norm(dim=1).max()) for s in slices(len(y), 4096))
     # |x.y - x'.y'| <= |x - x'||y| + |x'||y - y'| (Cauchy-Schwarz); summing and rounding the result add the rest.
-    error = (x - small_x.float()).norm(dim=1) + 1.01 * (y - small_y.float()).norm(dim=1).max()
+    error = (x - small_x.float()).norm(dim=1) + 1.01 * lost
     slack = (error + rows.shape[1] * 2.0**-23 + 2.0**-8).numpy()
 
     def product(block: slice) -> np.ndarray:
         return (small_x[block] @ small_y.T).view(torch.int16).numpy()
 
     return refine_blocks(product, rows, queries, slack, scores, indices, places)
+
+
+def slices(count: int, step: int) -> Iterator[slice]:
+    """Consecutive slices of `step` that cover `count`."""
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def propose_float32(rows, queries, k, scores, indices, places) -> np.ndarray:

@@ -1,13 +1,16 @@
 """Semantic segmentation scores from one confusion matrix."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, overload
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from evaluate.metrics.arrays import as_numpy
+from evaluate.metrics.statistics import expanded_percentiles
 
 VOID = 255
+RESAMPLES = 1000
 
 
 def confusion(truth: Any, prediction: Any, classes: int, *, void: int = VOID) -> np.ndarray:
@@ -43,6 +46,63 @@ def mean_iou(counts: np.ndarray, *, hungarian: bool = False, empty_as_zero: bool
     if not present.any():
         return float("nan")
     return float(overlap.diagonal().mean() if empty_as_zero else overlap.diagonal()[present].mean())
+
+
+class ClassCounts:
+    """Pixels of each class by image, from which scores of single images and of resampled sets follow."""
+
+    def __init__(self, classes: int):
+        self.classes = classes
+        self._rows: list[np.ndarray] = []  # of each image: correct, true and predicted pixels of every class, (3, C)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, counts: np.ndarray) -> None:
+        """Take in the confusion matrix (C, C) of one more image."""
+        self._rows.append(np.stack([counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)]))
+
+    @overload
+    def iou(self, index: None = None) -> np.ndarray: ...
+    @overload
+    def iou(self, index: int) -> float: ...
+    def iou(self, index: int | None = None) -> np.ndarray | float:
+        """Mean IoU of every image, (n,), or of one, over the classes that occur in it; NaN where no pixel counts."""
+        if index is not None:
+            return float(_mean_iou(self._rows[index].astype(np.float64)[None], False)[0])
+        return _mean_iou(np.array(self._rows, np.float64).reshape(-1, 3, self.classes), False)
+
+    def interval(self, empty_as_zero: bool = False) -> tuple[float | None, float | None]:
+        """Interval at 95 % of the mean IoU of the set, by resampling images; None for both ends where unknown."""
+        return self._bootstrap(lambda totals: _mean_iou(totals, empty_as_zero))
+
+    def accuracy_interval(self) -> tuple[float | None, float | None]:
+        """Interval at 95 % of the share of correct pixels, by resampling images."""
+        return self._bootstrap(lambda totals: totals[:, 0].sum(1) / np.maximum(totals[:, 1].sum(1), 1))
+
+    def _bootstrap(self, score: Callable[[np.ndarray], np.ndarray]) -> tuple[float | None, float | None]:
+        n, rng = len(self), np.random.default_rng(0)
+        if n < 2:
+            return None, None
+        flat = np.array(self._rows, np.float64).reshape(n, -1)
+        weights = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
+        whole = float(score(flat.sum(0).reshape(1, 3, -1))[0])
+        spread = score((weights @ flat).reshape(RESAMPLES, 3, -1)) - whole
+        if not np.isfinite(whole) or not np.isfinite(spread).any():
+            return None, None
+        low, high = expanded_percentiles(spread[np.isfinite(spread)], n, 0.95)
+        return max(whole + low, 0.0), min(whole + high, 1.0)
+
+
+def _mean_iou(totals: np.ndarray, empty_as_zero: bool) -> np.ndarray:
+    """Mean IoU (m,) of correct, true and predicted pixels by class (m, 3, C)."""
+    correct, true, predicted = totals.transpose(1, 0, 2)
+    union = true + predicted - correct
+    overlap = correct / np.maximum(union, 1)
+    if empty_as_zero:
+        return overlap.mean(axis=1)
+    present = (union > 0).sum(axis=1)
+    return np.where(present > 0, overlap.sum(axis=1) / np.maximum(present, 1), np.nan)
 
 
 def _pairwise_iou(counts: np.ndarray) -> np.ndarray:

@@ -103,15 +103,34 @@ def evaluate_sequence(truth: Frames, prediction: Frames, *, name: str = "sequenc
     """
     if len(truth) != len(prediction):
         raise ValueError(f"{name}: {len(prediction)} predicted frames for {len(truth)} annotated ones")
-    objects = _object_count(truth, name)
+    objects = object_count(truth[0] if len(truth) else np.zeros((1, 1), np.uint8), name)
     j, f = np.empty((2, objects, len(truth)))
-    for t, (annotation, result) in enumerate(zip(map(as_numpy, truth), map(as_numpy, prediction), strict=True)):
-        _check_frame(annotation, result, objects, f"{name}, frame {t}")
-        tolerance = contour_tolerance(*annotation.shape)
-        for k in range(objects):
-            crops = _union_crop(_equals(annotation, k + 1), _equals(result, k + 1))
-            j[k, t], f[k, t] = _region(*crops), _contour(*crops, tolerance)
+    for t, (annotation, result) in enumerate(zip(truth, prediction, strict=True)):
+        j[:, t], f[:, t] = evaluate_frame(annotation, result, objects, where=f"{name}, frame {t}")
     return SequenceScores(j, f)
+
+
+def object_count(first: Mask, name: str = "sequence") -> int:
+    """Number of objects of a sequence, the largest label of its first annotation (H, W); ValueError for none."""
+    labels = as_numpy(first)
+    objects = int(np.where(labels == VOID, 0, labels).max())
+    if objects < 1:
+        raise ValueError(f"{name}: the annotation of frame 0 has no object; labels 1..K mark the objects to follow")
+    return objects
+
+
+def evaluate_frame(
+    truth: Mask, prediction: Mask, objects: int, *, where: str = "frame"
+) -> tuple[np.ndarray, np.ndarray]:
+    """J and F of every object in one frame, two (objects,) float64; arguments and errors as `evaluate_sequence`."""
+    annotation, result = as_numpy(truth), as_numpy(prediction)
+    _check_frame(annotation, result, objects, where)
+    tolerance = contour_tolerance(*annotation.shape)
+    j, f = np.empty((2, objects))
+    for k in range(objects):
+        crops = _union_crop(_equals(annotation, k + 1), _equals(result, k + 1))
+        j[k], f[k] = _region(*crops), _contour(*crops, tolerance)
+    return j, f
 
 
 def summarize_sequences(sequences: Sequence[SequenceScores]) -> dict[str, float]:
@@ -176,14 +195,6 @@ def _mask_pair(truth: Mask, prediction: Mask, void: Mask | None) -> tuple[np.nda
 
 def _equals(labels: np.ndarray, label: int) -> np.ndarray:
     return (labels == label).view(np.uint8)
-
-
-def _object_count(truth: Frames, name: str) -> int:
-    first = as_numpy(truth[0]) if len(truth) else np.zeros((1, 1), dtype=np.uint8)
-    objects = int(np.where(first == VOID, 0, first).max())
-    if objects < 1:
-        raise ValueError(f"{name}: the annotation of frame 0 has no object; labels 1..K mark the objects to follow")
-    return objects
 
 
 def _check_frame(annotation: np.ndarray, result: np.ndarray, objects: int, where: str) -> None:

@@ -18,11 +18,13 @@ from torch import nn
 
 from evaluate.features import Frozen, Store
 from evaluate.metrics import bootstrap_interval, wilson_interval
+from evaluate.metrics.arrays import check_finite
 from evaluate.records import Score
 from pretrain.datasets import ImageData
 
 #: splits of (queries, database); in val-loo a query is left out of its own ranking by position
 PRESETS = {"train-val": ("test", "train"), "val-loo": ("test", "test")}
+ROWS_AT_ONCE = 65_536  # through a head
 
 
 class Unavailable(ValueError):
@@ -60,13 +62,17 @@ class Data:
 
 @dataclass
 class Subject:
-    """What a task scores: a frozen backbone, the head of its binary channel if it has one, and a dataset."""
+    """What a task scores: a frozen backbone, the head of its binary channel if it has one, and a dataset.
+
+    segments: the head of an objective of softly discretised variables (`evaluate.importer.Segments`), if it has one.
+    """
 
     backbone: Any
     head: nn.Module | None
     data: Data
     store: Store
     seed: int = 0
+    segments: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -104,6 +110,16 @@ class Task:
         """Splits whose content decides the number."""
         return "train", "test"
 
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Splits whose stored features it reads, for `prepare`."""
+        return self.splits
+
+    def prepare(self, subject: Subject) -> None:
+        """Compute this process's share (`store.share`) of what `run` will find stored; only where there are several."""
+        for split in self.stored:
+            subject.store.prepare(subject.backbone, subject.data.split(split))
+
     def main(self, subject: Subject) -> str:
         """Key of the headline score."""
         raise NotImplementedError
@@ -124,7 +140,8 @@ def centre_view_protocol(subject: Subject, features: str) -> dict[str, Any]:
     """The part of a protocol that every task on stored features shares."""
     backbone = subject.backbone
     view = {"resize": backbone.resize, "crop": backbone.image_size, "interpolation": "bicubic"}
-    return {"features": features, "view": view, "precision": subject.store.precision}
+    kept = {} if subject.store.stored == "float32" else {"stored": subject.store.stored}
+    return {"features": features, "view": view, "precision": subject.store.precision, **kept}
 
 
 def check_labels(subject: Subject, splits: tuple[str, ...], *, single: bool = False) -> None:
@@ -153,3 +170,17 @@ def mean_score(values: np.ndarray, unit: str) -> Score:
     mean, low, high = bootstrap_interval(values)
     known = math.isfinite(low)
     return Score(mean, low if known else None, high if known else None, used, unit)
+
+
+@torch.no_grad()
+def binary_logits(subject: Subject, features: Frozen) -> torch.Tensor:
+    """Logits of the binary channel from stored class tokens: (n, bits) float32 on the CPU.
+
+    Raises ValueError with the first row that holds NaN or infinity, which would else pass for a 0 or a 1.
+    """
+    assert subject.head is not None
+    head = subject.head.to(subject.device)
+    parts = [head(rows.to(subject.device)).float().cpu() for rows in features.cls().split(ROWS_AT_ONCE)]
+    logits = torch.cat(parts)
+    check_finite(logits.numpy(), "logits")
+    return logits

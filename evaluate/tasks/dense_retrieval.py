@@ -4,85 +4,228 @@ Balazevic et al. 2023, "Towards In-Context Scene Understanding" (Hummingbird). N
 those of the frozen patch features.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from evaluate.metrics.knn import knn_search
-from evaluate.metrics.segmentation import VOID
+from evaluate.dense import CROP_AREA, JITTER, dense_features, masked_batches
+from evaluate.metrics.label_transfer import (
+    enlarge_labels,
+    patch_label_histogram,
+    patches_per_image,
+    sample_patches,
+    transfer_labels,
+)
+from evaluate.metrics.segmentation import VOID, ClassCounts, confusion, mean_iou
+from evaluate.overlay import Tile, colours, sheet
+from evaluate.tasks.base import Result, Score, Subject, Task, Unavailable
+from pretrain.backbones import IMAGENET_STD
+from pretrain.datasets.masks import MaskData
 
-QUERIES_AT_ONCE = 1024  # the labels of their neighbours are gathered together
+__all__ = ["DenseRetrieval", "enlarge_labels", "patch_label_histogram", "patches_per_image", "sample_patches",
+           "transfer_labels"]  # fmt: skip
+
+QUERY_VALUES = 50_000_000  # features of test patches held at a time: 200 MB
+SLIP = 0.255  # deviation of blue in the public code, for 0.225
+PER_ROW = 2  # images in a row of the sheet, each with truth and prediction
 
 
-def transfer_labels(
-    memory: Tensor, memory_labels: Tensor, queries: Tensor, *, k: int = 30, beta: float = 0.02
-) -> Tensor:
-    """Soft labels of query patches: the mean label of the k nearest memory patches, weighted by softmax(cosine / beta).
+class DenseRetrieval(Task):
+    """mIoU of labels that test patches take from the patches of a memory of training images.
 
-    memory (M, d) and queries (..., d) features, L2-normalised inside; memory_labels (M, C) class shares. Equal
-    cosines go to the lower memory row. Returns (..., C) float32 on the device of the queries. Raises ValueError for
-    unequal widths or lengths, empty or non-finite features, k outside 1..M and beta <= 0. Hummingbird, section 3.1.
+    size: side of the square input in pixels, down to whole patches; memory_size: patches in the memory, at most; k,
+    beta: as in `transfer_labels`; epochs: passes over the training images, each with fresh crops unless `augment` is
+    false. Slips of the public code, off by default: `std_slip` normalises blue with 0.255 (where the backbone has
+    ImageNet's normalisation), `hungarian` renames predicted classes as if they were clusters, `empty_as_zero` counts
+    classes that occur nowhere as 0. A record keeps the mIoU of single images; the interval resamples images.
     """
-    if len(memory) != len(memory_labels):
-        raise ValueError(f"memory has {len(memory)} patches but {len(memory_labels)} rows of labels")
-    if memory.shape[-1] != queries.shape[-1]:
-        raise ValueError(f"queries have width {queries.shape[-1]}, the memory {memory.shape[-1]}; they must agree")
-    if not 1 <= k <= len(memory):
-        raise ValueError(f"k must be in 1..{len(memory)}, the size of the memory, got {k}")
-    if beta <= 0:
-        raise ValueError(f"beta must be positive, got {beta}")
-    found = map(torch.from_numpy, knn_search(memory, queries.reshape(-1, queries.shape[-1]), k))
-    parts = []
-    for similar, rows in zip(*(part.split(QUERIES_AT_ONCE) for part in found), strict=True):
-        shares = memory_labels[rows.to(memory_labels.device)].to(queries.device, torch.float32)  # (block, k, C)
-        weights = torch.softmax(similar.to(queries.device) / beta, dim=1)
-        parts.append((weights[..., None] * shares).sum(dim=1))
-    return torch.cat(parts).view(*queries.shape[:-1], -1)
+
+    name = "dense_retrieval"
+
+    def __init__(
+        self,
+        size: int = 512,
+        memory_size: int = 1_024_000,
+        k: int = 30,
+        beta: float = 0.02,
+        epochs: int = 1,
+        augment: bool = True,
+        std_slip: bool = False,
+        hungarian: bool = False,
+        empty_as_zero: bool = False,
+        pictures: int = 12,
+    ):
+        if min(size, memory_size, k, epochs) < 1 or beta <= 0 or pictures < 0:
+            raise ValueError(
+                f"size={size}, memory_size={memory_size}, k={k} and epochs={epochs} must be at least 1, "
+                f"beta={beta} positive and pictures={pictures} not negative"
+            )
+        self.size, self.memory_size, self.k, self.beta, self.epochs = size, memory_size, k, beta, epochs
+        self.augment, self.std_slip, self.pictures = augment, std_slip, pictures
+        self.rules = {"hungarian": hungarian, "empty_as_zero": empty_as_zero}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Images of the memory, images to be labelled."""
+        return "masks_train", "masks_test"
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Patches are not stored."""
+        return ()
+
+    def main(self, subject: Subject) -> str:
+        """mIoU."""
+        return "miou"
+
+    def protocol(self, subject: Subject) -> dict[str, Any]:
+        """Input, memory, vote and the rules of the metric."""
+        view = {"size": self.side(subject), "interpolation": "bilinear", "std": list(self.std(subject))}
+        shared = {"features": "patches", "view": view, "precision": subject.store.precision, "seed": subject.seed}
+        shared |= {"memory_size": self.memory_size, "epochs": self.epochs, "k": self.k, "beta": self.beta}
+        crops = {"area": list(CROP_AREA), "jitter": JITTER} if self.augment else "none"
+        return shared | {"augmentation": crops, "miou": "at input size, void left out", **self.rules}
+
+    def side(self, subject: Subject) -> int:
+        """Side of the input in pixels."""
+        patch = subject.backbone.patch_size
+        return max(1, self.size // patch) * patch
+
+    def std(self, subject: Subject) -> tuple[float, ...]:
+        """Deviations of the channels."""
+        usual = tuple(subject.backbone.std)
+        return (*usual[:2], SLIP) if self.std_slip and usual == IMAGENET_STD else usual
+
+    def check(self, subject: Subject) -> None:
+        """Needs masks of the same classes in both splits, and room for a patch of every image."""
+        train, test = (subject.data.split(split) for split in self.splits)
+        if not isinstance(train, MaskData) or not isinstance(test, MaskData):
+            raise Unavailable(f"{train.name} has no masks", "use a dataset with semantic masks")
+        if train.classes != test.classes:
+            raise Unavailable(
+                f"memory and test images of {train.name} have {len(train.classes)} and {len(test.classes)} classes",
+                "give both splits the same classes",
+            )
+        try:
+            patches_per_image(self.memory_size, len(train), self.epochs)
+        except ValueError as error:
+            raise Unavailable(str(error), "give a larger memory_size") from error
+
+    def run(self, subject: Subject) -> Result:
+        """Fill the memory, label the test images, and score."""
+        test: Any = subject.data.split("masks_test")
+        memory, labels, left_out = self.fill(subject)
+        if len(memory) < self.k:
+            raise ValueError(f"k={self.k} exceeds the {len(memory)} patches of the memory; give a smaller k")
+        classes = len(test.classes)
+        shown = set(np.linspace(0, len(test) - 1, min(self.pictures, len(test))).round().astype(int).tolist())
+        total, counts, rows, tiles = np.zeros((classes, classes), np.int64), ClassCounts(classes), [], []
+        for row, pixels, mask, soft in self.label(subject, memory, labels):
+            found = enlarge_labels(soft[None], mask.shape)[0].cpu().numpy()  # type: ignore[arg-type]
+            truth = mask.numpy()
+            table = confusion(truth, found, classes)
+            total += table
+            counts.add(table)
+            rows.append(row)
+            if row in shown:
+                tiles.append(tiles_of(pixels, truth, found, test.paths[row], counts.iou(-1)))
+        scores = self.scores(total, counts)
+        outcomes = {"sample_id": np.array([test.paths[row] for row in rows]), "miou": counts.iou()}
+        files = {"per_class.csv": class_table(test.classes, total)}
+        if tiles:
+            pairs = (tiles[i : i + PER_ROW] for i in range(0, len(tiles), PER_ROW))
+            files["segmentations.png"] = sheet([[tile for three in row for tile in three] for row in pairs])
+        skipped = {"memory images": left_out, "test images": len(test) - len(rows)}
+        return Result(scores, outcomes, skipped, [f"memory of {len(memory)} patches"], files)
+
+    def scores(self, total: np.ndarray, counts: ClassCounts) -> dict[str, Score]:
+        """mIoU and pixel accuracy of the set with intervals over images."""
+        n = len(counts)
+        value = mean_iou(total, **self.rules)
+        # Renaming is of the whole set, so resamples would need it again each: no interval then.
+        low, high = (None, None) if self.rules["hungarian"] else counts.interval(self.rules["empty_as_zero"])
+        correct = float(total.trace() / max(total.sum(), 1))
+        return {"miou": Score(value, low, high, n), "pixel_accuracy": Score(correct, *counts.accuracy_interval(), n)}
+
+    def fill(self, subject: Subject) -> tuple[Tensor, Tensor, int]:
+        """The memory: features (M, D) float32, pixels of each class (M, C) int16, and the number of damaged images."""
+        train: Any = subject.data.split("masks_train")
+        patch, classes, side = subject.backbone.patch_size, len(train.classes), self.side(subject)
+        each = min(patches_per_image(self.memory_size, len(train), self.epochs), (side // patch) ** 2)
+        memory, labels, filled, damaged = torch.empty(0), torch.empty(0), 0, 0
+        with subject.store.progress(f"memory of {train.name}", len(train) * self.epochs) as bar:
+            for epoch in range(self.epochs):
+                batches = masked_batches(subject.store, train, side, epoch, augment=self.augment, seed=subject.seed)
+                for pixels, masks, rows, bad in batches:
+                    features = self.tokens(subject, pixels)
+                    if not len(memory):  # the width is that of the features
+                        room = each * len(train) * self.epochs
+                        memory = torch.empty(room, features.shape[-1], device=subject.device)
+                        labels = torch.empty(room, classes, dtype=torch.int16, device=subject.device)
+                    for row, one, mask in zip(rows, features, masks, strict=True):
+                        shares = patch_label_histogram(mask, patch, classes).flatten(0, 1)
+                        generator = torch.Generator().manual_seed((subject.seed * 1_000_003 + epoch) * 10**8 + row)
+                        chosen = sample_patches(shares, each, generator)
+                        place = slice(filled, filled + len(chosen))
+                        memory[place] = one.flatten(0, 1)[chosen.to(one.device)]
+                        labels[place] = (shares[chosen] * patch**2).round().to(labels)
+                        filled += len(chosen)
+                    damaged += len(bad)
+                    bar.update(len(rows) + len(bad))
+        return memory[:filled], labels[:filled], damaged
+
+    def label(
+        self, subject: Subject, memory: Tensor, labels: Tensor
+    ) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
+        """Row, image (S, S, 3), mask (S, S) and soft labels (C, h, w) of every test image.
+
+        Each search reads the whole memory, so many images share one.
+        """
+        test: Any = subject.data.split("masks_test")
+        waiting: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        with subject.store.progress(f"labels of {test.name}", len(test)) as bar:
+            for pixels, masks, rows, bad in masked_batches(subject.store, test, self.side(subject)):
+                if rows:
+                    waiting += zip(rows, pixels, masks, self.tokens(subject, pixels), strict=True)
+                bar.update(len(rows) + len(bad))
+                if waiting and len(waiting) * waiting[0][3].numel() >= QUERY_VALUES:
+                    yield from self.answer(waiting, memory, labels)
+                    waiting = []
+        if waiting:
+            yield from self.answer(waiting, memory, labels)
+
+    def answer(
+        self, waiting: list[tuple[int, Tensor, Tensor, Tensor]], memory: Tensor, labels: Tensor
+    ) -> Iterator[tuple[int, np.ndarray, Tensor, Tensor]]:
+        """Soft labels of several test images from one search; counts of pixels, which weigh as shares do."""
+        queries = torch.stack([features for *_, features in waiting])  # (b, h, w, D)
+        soft = transfer_labels(memory, labels, queries, k=self.k, beta=self.beta)
+        for (row, pixels, mask, _), found in zip(waiting, soft, strict=True):
+            yield row, pixels.permute(1, 2, 0).numpy(), mask, found.permute(2, 0, 1)
+
+    def tokens(self, subject: Subject, pixels: Tensor) -> Tensor:
+        """Patch tokens (b, h, w, D) of views."""
+        return dense_features(subject.store, subject.backbone, pixels, std=self.std(subject))
 
 
-def patch_label_histogram(mask: Tensor, patch: int, classes: int, *, void: int = VOID) -> Tensor:
-    """Share of every class among the pixels of each patch; void pixels count as class 0.
-
-    mask (..., H, W) integer labels, H and W multiples of `patch` in pixels. Returns (..., H/patch, W/patch, classes)
-    float32. Raises ValueError for other sizes and for labels outside 0..classes-1.
-    """
-    height, width = mask.shape[-2:]
-    if height % patch or width % patch:
-        raise ValueError(f"mask of {height} x {width} pixels does not divide into patches of {patch}")
-    labels = torch.where(mask == void, 0, mask.long())
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(f"mask holds labels {int(labels.min())}..{int(labels.max())}; allowed are 0..{classes - 1}")
-    pixels = (
-        labels.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch)).transpose(-3, -2).flatten(-2)
-    )  # (..., h, w, p * p)
-    counts = torch.zeros(*pixels.shape[:-1], classes, device=mask.device)
-    return counts.scatter_add_(-1, pixels, torch.ones_like(pixels, dtype=torch.float32)) / patch**2
+def tiles_of(image: np.ndarray, truth: np.ndarray, found: np.ndarray, path: str, iou: float) -> list[Tile]:
+    """Image, true labels and labels found, side by side; where the truth is void, so is what is shown as found."""
+    name = path.rpartition("/")[2]
+    shown = np.where(truth == VOID, VOID, found)
+    return [(image, name), (colours(truth), "annotation"), (colours(shown), f"found, mIoU {100 * iou:.1f}")]
 
 
-def patches_per_image(memory_size: int, images: int, epochs: int = 1) -> int:
-    """How many patches each image may put into a memory of bounded size; ValueError when that is none."""
-    count = memory_size // (images * epochs)
-    if count < 1:
-        raise ValueError(f"a memory of {memory_size} patches is too small for {images} images in {epochs} epochs")
-    return count
-
-
-def sample_patches(histograms: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw `count` patches of one image for the memory, favouring patches with rare classes.
-
-    histograms (P, C) class shares of the image's patches. A patch's score is the number of patches of the image that
-    hold one of its classes, summed over its classes, times a uniform random number; the lowest scores win. Returns
-    indices (min(count, P),) in ascending order.
-    """
-    present = (histograms > 0).double()
-    scores = present @ present.sum(dim=0)
-    uniform = torch.rand(len(scores), dtype=torch.float64, generator=generator).to(scores.device)
-    return (scores * uniform).argsort(stable=True)[:count].sort().values
-
-
-def enlarge_labels(soft: Tensor, size: tuple[int, int]) -> Tensor:
-    """Label maps from soft labels on the patch grid: bilinear, then the largest class, the lower one on ties.
-
-    soft (N, C, h, w); size (H, W) in pixels, the network's input. Returns (N, H, W) int64.
-    """
-    return F.interpolate(soft, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
+def class_table(classes: list[str], total: np.ndarray) -> bytes:
+    """CSV with a line a class: its IoU and its share of the annotated pixels; empty for a class without pixels."""
+    union = total.sum(0) + total.sum(1) - total.diagonal()
+    share = total.sum(1) / max(total.sum(), 1)
+    lines = [
+        f"{name},{total[c, c] / union[c]:.6f},{share[c]:.6f}" if union[c] else f"{name},,{share[c]:.6f}"
+        for c, name in enumerate(classes)
+    ]
+    return "\n".join(["class,iou,share", *lines, ""]).encode()

@@ -1,28 +1,35 @@
-"""Retrieval by binary messages: mAP over rankings by Hamming distance (BITS, arXiv 2602.09764, Table 2)."""
+"""Retrieval by binary codes: mAP over rankings by Hamming distance (BITS, arXiv 2602.09764, section 5.5).
+
+`Hamming` ranks by the messages of a checkpoint's own binary channel. The others make codes of the features of any
+backbone (their signs, ITQ, random projections), so that a channel has something to be compared with. Each is a task of
+its own name: a checkpoint without a channel is skipped by `hamming` and scored by the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from evaluate.features import Frozen
 from evaluate.metrics import asymmetric_hamming_ap, hamming_prefix_ap
+from evaluate.metrics.binarise import Binariser, itq, random_projection, sign_codes
 from evaluate.tasks.base import (
     PRESETS,
     Result,
     Subject,
     Task,
     Unavailable,
+    binary_logits,
     centre_view_protocol,
     check_labels,
     mean_score,
 )
 from pretrain.messages import to_bits
 
-ROWS_AT_ONCE = 65_536
+WIDEST = 16_384  # features; the covariance of wider ones does not fit into memory
 
 
 class Hamming(Task):
@@ -67,33 +74,179 @@ class Hamming(Task):
     def check(self, subject: Subject) -> None:
         """Needs a binary channel and labels."""
         if subject.head is None:
-            raise Unavailable("the checkpoint has no binary channel", "evaluate a run of a BITS objective")
+            raise Unavailable(
+                "the checkpoint has no binary channel",
+                "evaluate a run of a BITS objective, or task=hamming_itq, which makes codes of any features",
+            )
         check_labels(subject, self.splits)
 
     def run(self, subject: Subject) -> Result:
-        """Rank by messages of every length."""
+        """Rank by codes of every length."""
         queries, database = (subject.features(split) for split in PRESETS[self.preset])
-        logits, other = logits_of(subject, queries), logits_of(subject, database)
-        codes, stored = to_bits(logits).numpy(), to_bits(other).numpy()
-        labels, own = (queries.labels, database.labels), np.arange(len(queries)) if self.preset == "val-loo" else None
-        lengths = self.lengths(subject)
-        values: dict[str, np.ndarray] = {}
-        for suffix, ties in (("", "average"), ("_index", "index")):
-            found = hamming_prefix_ap(codes, stored, *labels, prefixes=lengths, ties=ties, self_index=own)  # type: ignore[arg-type]
-            values |= {f"map_{m}{suffix}": found[m] for m in lengths}
-        for m in lengths:
-            ap = asymmetric_hamming_ap(logits[:, :m], stored[:, :m], *labels, self_index=own)
-            values[f"map_{m}_asymmetric"] = ap
-        skipped = {"queries without a relevant image": int(np.isnan(values[f"map_{lengths[0]}"]).sum())}
+        own = np.arange(len(queries)) if self.preset == "val-loo" else None
+        values = self.average_precisions(subject, queries, database, own)
+        skipped = {"queries without a relevant image": int(np.isnan(values[self.main(subject)]).sum())}
         skipped |= {"queries": queries.skipped} | ({"database": database.skipped} if own is None else {})
         scores = {name: mean_score(ap, "query") for name, ap in values.items()}
         return Result(scores, {"sample_id": queries.ids, **values}, skipped)
 
+    def average_precisions(
+        self, subject: Subject, queries: Frozen, database: Frozen, own: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """AP of every query (Q,) by name of the score."""
+        logits, stored = binary_logits(subject, queries), to_bits(binary_logits(subject, database)).numpy()
+        labels, lengths = (queries.labels, database.labels), self.lengths(subject)
+        values = ap_by_both_tie_rules(to_bits(logits).numpy(), stored, *labels, lengths, own)
+        for m in lengths:
+            ap = asymmetric_hamming_ap(logits[:, :m], stored[:, :m], *labels, self_index=own)
+            values[f"map_{m}_asymmetric"] = ap
+        return values
 
-@torch.no_grad()
-def logits_of(subject: Subject, features: Frozen) -> torch.Tensor:
-    """Logits of the binary channel from stored class tokens: (n, bits) float32 on the CPU."""
-    assert subject.head is not None
-    head = subject.head.to(subject.device)
-    parts = [head(rows.to(subject.device)).float().cpu() for rows in features.cls().split(ROWS_AT_ONCE)]
-    return torch.cat(parts)
+
+def ap_by_both_tie_rules(
+    codes: np.ndarray,
+    stored: np.ndarray,
+    labels: np.ndarray,
+    stored_labels: np.ndarray,
+    lengths: Sequence[int],
+    own: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    """AP of every query by the first so many bits of codes (Q, b) and (N, b), tied images in either way."""
+    values: dict[str, np.ndarray] = {}
+    for suffix, ties in (("", "average"), ("_index", "index")):
+        found = hamming_prefix_ap(codes, stored, labels, stored_labels, prefixes=lengths, ties=ties, self_index=own)  # type: ignore[arg-type]
+        values |= {f"map_{m}{suffix}": found[m] for m in lengths}
+    return values
+
+
+class FeatureCodes(Hamming):
+    """Mean average precision of ranking by codes made of the class token of the last block, for any backbone.
+
+    bits, preset: as in `hamming`; code lengths that the features cannot give are left out. The codes are fitted on
+    `fit_images` images of the train split at most, drawn with `seed`. No asymmetric distance: it is one of
+    probabilities, which these codes do not have.
+    """
+
+    rule: ClassVar[str]
+
+    def __init__(
+        self,
+        bits: Sequence[int] = (256, 128, 64, 32),
+        preset: str = "train-val",
+        fit_images: int = 50_000,
+        seed: int = 0,
+    ):
+        super().__init__(bits, preset)
+        if fit_images < 2:
+            raise ValueError(f"fit_images={fit_images} must be at least 2")
+        self.fit_images, self.seed = fit_images, seed
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Queries, database, and the images that the codes are fitted on."""
+        return tuple(dict.fromkeys((*PRESETS[self.preset], "train")))
+
+    def lengths(self, subject: Subject) -> list[int]:
+        """Code lengths that the features can give, the longest first; the longest of these where all are longer."""
+        most = self.most_bits(subject)
+        return [b for b in self.bits if b <= most] or [most]
+
+    def most_bits(self, subject: Subject) -> int:
+        """The longest code that can be made: one bit for each dimension."""
+        return subject.backbone.dim
+
+    def protocol(self, subject: Subject) -> dict[str, Any]:
+        """View, code, what it is fitted on, and the rules of the metric."""
+        shared = centre_view_protocol(subject, "class token of the last block, L2-normalised") | {"codes": self.rule}
+        fitted = {"split": "train", "images": min(self.fit_images, len(subject.data.split("train"))), "seed": self.seed}
+        shared |= {"fitted": fitted, "preset": self.preset, "bits": self.lengths(subject), "distance": "Hamming"}
+        return shared | {"ties": "average", "ap": "all", "empty": "skip"}
+
+    def check(self, subject: Subject) -> None:
+        """Needs labels."""
+        check_labels(subject, tuple(dict.fromkeys(PRESETS[self.preset])))
+        subject.data.split("train")
+
+    def fit(self, x: torch.Tensor, lengths: Sequence[int]) -> dict[int, Binariser]:
+        """A code of at least so many bits for each length, from features x (n, D)."""
+        raise NotImplementedError
+
+    def average_precisions(
+        self, subject: Subject, queries: Frozen, database: Frozen, own: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """AP of every query (Q,) by name of the score."""
+        train = subject.features("train").cls()
+        chosen = np.random.default_rng(self.seed).permutation(len(train))[: self.fit_images]
+        values: dict[str, np.ndarray] = {}
+        for m, binarise in self.fit(train[np.sort(chosen)], self.lengths(subject)).items():
+            codes, stored = (binarise(part.cls())[:, :m] for part in (queries, database))
+            values |= ap_by_both_tie_rules(codes, stored, queries.labels, database.labels, [m], own)
+        return values
+
+
+class HammingSign(FeatureCodes):
+    """Codes of one bit for each of the first dimensions: whether the feature lies above its mean."""
+
+    name = "hamming_sign"
+    rule = "sign of each centred dimension, the first so many"
+
+    def fit(self, x: torch.Tensor, lengths: Sequence[int]) -> dict[int, Binariser]:
+        """The mean of every dimension; shorter codes are the first bits of it."""
+        return dict.fromkeys(lengths, sign_codes(x))
+
+
+class HammingRandom(FeatureCodes):
+    """Codes by random projections of the centred features, of any length: locality-sensitive hashing."""
+
+    name = "hamming_random"
+    rule = "sign of Gaussian projections of the centred features"
+
+    def most_bits(self, subject: Subject) -> int:
+        """As many as asked for: there is no end to random directions."""
+        return max(self.bits)
+
+    def fit(self, x: torch.Tensor, lengths: Sequence[int]) -> dict[int, Binariser]:
+        """One draw of directions; shorter codes are the first bits of it."""
+        return dict.fromkeys(lengths, random_projection(x, max(lengths), seed=self.seed))
+
+
+class HammingITQ(FeatureCodes):
+    """Codes by iterative quantisation (Gong & Lazebnik 2011): principal directions, rotated towards their signs."""
+
+    name = "hamming_itq"
+    rule = "ITQ: principal directions of the centred features, as many as bits, rotated towards their signs"
+
+    def __init__(
+        self,
+        bits: Sequence[int] = (256, 128, 64, 32),
+        preset: str = "train-val",
+        fit_images: int = 50_000,
+        seed: int = 0,
+        iterations: int = 50,
+    ):
+        super().__init__(bits, preset, fit_images, seed)
+        if iterations < 1:
+            raise ValueError(f"iterations={iterations} must be at least 1")
+        self.iterations = iterations
+
+    def most_bits(self, subject: Subject) -> int:
+        """One bit for each principal direction that has variance: fewer than there are images."""
+        images = min(self.fit_images, len(subject.data.split("train")))
+        return max(1, min(subject.backbone.dim, images - 1))
+
+    def protocol(self, subject: Subject) -> dict[str, Any]:
+        """With the alternations of the fit."""
+        return super().protocol(subject) | {"iterations": self.iterations}
+
+    def check(self, subject: Subject) -> None:
+        """Needs labels, and features whose covariance fits into memory."""
+        super().check(subject)
+        if subject.backbone.dim > WIDEST:
+            raise Unavailable(
+                f"ITQ needs the covariance of {subject.backbone.dim} dimensions, too many above {WIDEST}",
+                "use task=hamming_random",
+            )
+
+    def fit(self, x: torch.Tensor, lengths: Sequence[int]) -> dict[int, Binariser]:
+        """Rotated principal directions, a rotation for each length."""
+        return itq(x, lengths, iterations=self.iterations, seed=self.seed)

@@ -1,151 +1,148 @@
-"""Objects without supervision: MaskCut on patch features, and its masks as COCO detections.
+"""Objects without supervision: MaskCut on a frozen backbone, scored as class-agnostic COCO detection.
 
-Wang et al. 2023, "Cut and Learn for Unsupervised Object Detection and Instance Segmentation" (CutLER): cut the graph
-of similar patches in two, keep the side that looks like an object, remove its patches, repeat. Eigenvectors have no
-sign and binary graphs give runs of equal entries, so both are settled by rule instead of by the solver.
+Wang et al. 2023, "Cut and Learn for Unsupervised Object Detection and Instance Segmentation" (CutLER), whose masks are
+scored here as they are, without the detector that CutLER trains on them.
 """
 
+from __future__ import annotations
+
+import json
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from evaluate.metrics.bit_graph import adjacency, neighbour_sums
-from evaluate.metrics.coco import encode_mask
-from evaluate.metrics.cosine import full_precision_product, unit_rows
-from evaluate.metrics.eigen import second_smallest_eigenvectors
-from evaluate.metrics.masks import fill_holes, nearest_resize, tight_box
+from evaluate.cuts import check_cuts, cut_images, cut_protocol
+from evaluate.metrics.coco import decode_mask
+from evaluate.metrics.coco_bootstrap import Matches, agnostic_matches, interval
+from evaluate.metrics.graph_cut import maskcut, maskcut_batch, masks_to_detections
+from evaluate.overlay import Tile, blend, outline, sheet
+from evaluate.partial import Partial
+from evaluate.tasks.base import Result, Score, Subject, Task, Unavailable
+from pretrain.datasets.instances import InstanceData
 
-TIE = 1e-6  # entries this close to the largest one, relative to it, count as equal
-SAME_MASK_IOU = 0.5  # a later stage that overlaps its predecessor more than this found the same object again
-SMALLEST_AREA = 0.01  # share of the grid up to which a later stage's mask is dropped
+__all__ = ["Objects", "maskcut", "maskcut_batch", "masks_to_detections"]
+
+REGIONS = {"box": ("bbox", "bbox"), "mask": ("segm", "segmentation")}  # iou_type, field of an annotation
+MEASURES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+TRUTH = (80, 255, 80)
+FOUND = (255, 60, 60)
+COLUMNS = 6  # of the sheet
 
 
-def maskcut(features: Tensor, *, tau: float, eps: float = 1e-5, stages: int = 3) -> Tensor:
-    """Object masks of one image, at most one a stage, on the patch grid.
+class Objects(Task):
+    """COCO AP of the masks and boxes that MaskCut finds, all categories merged into one.
 
-    features (d, h, w): keys of the last attention layer; two patches are joined when their cosine exceeds `tau`, in
-    [0, 1), and by `eps` otherwise. Returns (stages, h, w) boolean on the CPU; masks do not overlap, and one may be
-    empty. A graph in which all pairs or no pair of patches are joined has no second eigenvector: no mask. Raises
-    ValueError for NaN or infinity, naming the first such patch, and for a `tau` out of range. CutLER, section 3.2.
+    tau: cosine above which two patches are joined; stages: masks an image, at most; size: side of the square input in
+    pixels; feature: "keys" of the last attention or "patches"; pictures: images on the overlay sheet. MaskCut has no
+    scores: stage t counts 1/t. A record keeps AP of single images for paired tests; the intervals are bootstraps of
+    the AP of the whole set over images.
     """
-    return maskcut_batch(features[None], tau=tau, eps=eps, stages=stages)[0]
+
+    name = "objects"
+
+    def __init__(self, tau: float = 0.15, stages: int = 3, size: int = 480, feature: str = "keys", pictures: int = 18):
+        check_cuts(tau, size, feature)
+        if stages < 1 or pictures < 0:
+            raise ValueError(f"stages={stages} must be at least 1 and pictures={pictures} not negative")
+        self.tau, self.stages, self.size, self.feature, self.pictures = tau, stages, size, feature, pictures
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Images with instances."""
+        return ("instances",)
+
+    def main(self, subject: Subject) -> str:
+        """AP of boxes at an IoU of 0.50."""
+        return "box_ap50"
+
+    def protocol(self, subject: Subject) -> dict[str, Any]:
+        """Input, graph, masks and the rules of the metric."""
+        shared = cut_protocol(subject, self.tau, self.size, self.feature)
+        shared |= {"method": "MaskCut", "stages": self.stages, "crf": False, "fill_holes": True, "scores": "1/stage"}
+        return shared | {"ap": "COCO, class-agnostic, 100 detections", "features": self.feature}
+
+    def check(self, subject: Subject) -> None:
+        """Needs instances, and a backbone with the features that it cuts."""
+        images(subject, self.feature)
+
+    def prepare(self, subject: Subject) -> None:
+        """Cut this process's share of the images."""
+        data = images(subject, self.feature)
+        self.cut(subject, data, subject.store.share(range(len(data))))
+
+    def cut(self, subject: Subject, data: InstanceData, rows: list[int]) -> Partial:
+        """Detections of images, from earlier runs where they were kept: {row: COCO results, or None if damaged}."""
+        kept = Partial(subject.store, subject.backbone, self.name, self.protocol(subject) | {"data": data.fingerprint})
+        todo = [row for row in rows if str(row) not in kept]
+        sides = data.truth["images"]
+        for row, grids, side in cut_images(subject, data, todo, self.tau, self.size, self.feature, self.stages):
+            if grids is None:
+                kept.add(str(row), None)
+                continue
+            size = (int(sides[row]["height"]), int(sides[row]["width"]))
+            kept.add(str(row), masks_to_detections(grids, size, image_id=data.ids[row], input_size=(side, side)))
+        return kept
+
+    def run(self, subject: Subject) -> Result:
+        """Cut what is not cut yet, and score."""
+        data = images(subject, self.feature)
+        kept = self.cut(subject, data, list(range(len(data))))
+        rows = [row for row in range(len(data)) if kept[str(row)] is not None]
+        found = [detection for row in rows for detection in kept[str(row)]]
+        truth = data.truth | {"images": [data.truth["images"][row] for row in rows]}
+        listed = set(data.ids[row] for row in rows)
+        truth["annotations"] = [item for item in truth["annotations"] if item["image_id"] in listed]
+        scores, outcomes = {}, {"sample_id": np.array([data.paths[row] for row in rows])}
+        for region, (iou_type, field) in REGIONS.items():
+            if all(field in annotation for annotation in truth["annotations"]):
+                matches = agnostic_matches(truth, found, iou_type=iou_type)
+                scores |= region_scores(matches, region)
+                by_image = matches.by_image()
+                outcomes |= {f"{region}_ap": by_image.mean(axis=0), f"{region}_ap50": by_image[0]}
+        count = np.array([len(kept[str(row)]) for row in rows])
+        outcomes["detections"] = count
+        notes = [f"{count.sum() / max(len(rows), 1):.2f} objects found an image"]
+        if empty := int((count == 0).sum()):
+            notes.append(f"{empty} images without: all of their patches are alike beyond tau={self.tau}, or none")
+        files = {"detections.json": json.dumps(found).encode()}
+        if self.pictures and rows:
+            files["masks.png"] = overlays(data, kept, rows, self.pictures)
+        return Result(scores, outcomes, {"images": len(data) - len(rows)}, notes, files)
 
 
-def maskcut_batch(features: Tensor, *, tau: float, eps: float = 1e-5, stages: int = 3) -> Tensor:
-    """`maskcut` for images of one size: features (N, d, h, w), returns (N, stages, h, w) boolean on the CPU.
-
-    On an accelerator the graphs are solved together; on the CPU one by one, where that is faster.
-    """
-    if not 0 <= tau < 1:
-        raise ValueError(
-            f"tau must be in [0, 1), got {tau}: patches that were cut out have cosine 0 and must stay unjoined"
+def images(subject: Subject, feature: str) -> InstanceData:
+    """The split with instances; raises Unavailable where there is none, or where the backbone has no such features."""
+    data = subject.data.split("instances")
+    if not isinstance(data, InstanceData):
+        raise Unavailable(f"{data.name} has no instances", "use a dataset with boxes or masks of objects")
+    if feature == "keys" and not hasattr(subject.backbone, "keys"):
+        raise Unavailable(
+            "the checkpoint has no attention, hence no keys", "evaluate a vision transformer, or set feature=patches"
         )
-    parts = features.split(1) if features.device.type == "cpu" else (features,)
-    return torch.cat([_cut(part, tau, eps, stages) for part in parts])
+    return data
 
 
-def masks_to_detections(
-    masks: Tensor | np.ndarray, size: tuple[int, int], *, image_id: int, input_size: tuple[int, int] | None = None
-) -> list[dict[str, Any]]:
-    """COCO results of one image's masks, box and run lengths, with score 1/t for stage t = 1, 2, ...
-
-    masks (stages, h, w) boolean on the patch grid; size (H, W) of the original image and `input_size` of the
-    network's input, in pixels. Masks grow by nearest neighbour, first to the input, then to the original; holes are
-    filled; an empty mask gives no result.
-    """
-    grown = torch.as_tensor(masks)
-    for target in (input_size, size):
-        grown = grown if target is None else nearest_resize(grown, target)
-    detections = []
-    for stage, mask in enumerate(grown.cpu().numpy(), start=1):
-        if not mask.any():
-            continue
-        filled = fill_holes(mask)
-        box = [float(side) for side in tight_box(filled)]
-        result = {"image_id": image_id, "category_id": 1, "score": 1 / stage}
-        detections.append(result | {"bbox": box, "segmentation": encode_mask(filled)})
-    return detections
+def region_scores(matches: Matches, region: str) -> dict[str, Score]:
+    """AP, AP50 and AP75 of boxes or masks with their intervals."""
+    n = int((matches.objects > 0).sum())
+    ends = interval(matches.precision(), matches.resampled(), n)
+    values = ((measure, matches.stat(name)) for measure, name in MEASURES.items())
+    return {
+        f"{region}_{measure}": Score(value, low, high, n, "image")
+        for (measure, value), (low, high) in zip(values, ends, strict=True)
+    }
 
 
-def _cut(features: Tensor, tau: float, eps: float, stages: int) -> Tensor:
-    images, _, height, width = features.shape
-    graphs = torch.stack([_graph(image.T, tau) for image in features.flatten(2)])
-    masks = np.zeros((images, stages, height, width), dtype=bool)
-    # A patch without features is joined to nothing, not even to itself, just as one that has been cut out.
-    live = (features.flatten(2) != 0).any(dim=1).double()  # (N, n)
-    previous = np.zeros((images, height, width), dtype=bool)
-    for stage in range(stages):
-        active = _has_second_eigenvector(graphs, live).nonzero()[:, 0]
-        if len(active) == 0:
-            break
-        vectors = _second_vectors(graphs, live, active, eps)
-        for image, vector in zip(active.tolist(), vectors.cpu().numpy(), strict=True):
-            mask = _object_side(vector.reshape(height, width))
-            if stage > 0 and (_iou(mask, previous[image]) > SAME_MASK_IOU or mask.mean() <= SMALLEST_AREA):
-                mask = np.zeros_like(mask)
-            masks[image, stage] = mask & ~masks[image].any(axis=0)
-            live[image, torch.from_numpy(mask.reshape(-1)).to(live.device)] = 0
-            previous[image] = mask
-    return torch.from_numpy(masks)
-
-
-def _graph(rows: Tensor, tau: float) -> Tensor:
-    """Adjacency of the patches (n, d) whose cosine exceeds tau."""
-    unit = unit_rows(rows, "features")
-    if unit.device.type == "cpu":
-        # numpy sees a product with the own transpose and computes one half of it, which also makes it symmetric.
-        return adjacency(torch.from_numpy(unit.numpy() @ unit.numpy().T), tau)
-    cosine = full_precision_product(unit, unit)
-    return adjacency(torch.maximum(cosine, cosine.T), tau)
-
-
-def _has_second_eigenvector(graphs: Tensor, live: Tensor) -> Tensor:
-    """Whether a second vector stands out: some live pair is joined, but not every pair of patches.
-
-    A single live patch also splits the graph uniquely. Returns (N,) boolean.
-    """
-    n, count = live.shape[1], live.sum(dim=1)
-    pairs = (live * neighbour_sums(graphs, live[..., None])[..., 0]).sum(dim=1) - count
-    return ((pairs > 0) | (count == 1)) & (pairs < n * (n - 1))
-
-
-def _second_vectors(graphs: Tensor, live: Tensor, active: Tensor, eps: float) -> Tensor:
-    """Second eigenvectors (len(active), n) of the graphs whose patches out of `live` are joined by eps alone."""
-    if len(active) < len(graphs):
-        graphs, live = graphs[active], live[active]
-    kept = live[..., None]
-
-    def product(x: Tensor) -> Tensor:  # A = eps everywhere, 1 where two live patches are joined
-        return eps * x.sum(dim=1, keepdim=True) + (1 - eps) * kept * neighbour_sums(graphs, kept * x)
-
-    degrees = product(torch.ones_like(kept))[..., 0]
-    return second_smallest_eigenvectors(product, degrees)[0]
-
-
-def _object_side(vector: np.ndarray) -> np.ndarray:
-    """The connected mask that an eigenvector (h, w) of either sign proposes.
-
-    The largest entry is made positive; the side above the mean is the object unless it holds three corners of the
-    image or more, and of that side only the 4-connected part around the most extreme entry is kept. Returns (h, w)
-    boolean.
-    """
-    if vector.flat[_first_largest(np.abs(vector))] < 0:
-        vector = -vector
-    side = vector > vector.mean()
-    if side[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= 3:
-        vector, side = -vector, ~side
-    parts = cv2.connectedComponents(side.astype(np.uint8), connectivity=4)[1]
-    return parts == parts.flat[_first_largest(vector)]
-
-
-def _first_largest(values: np.ndarray) -> int:
-    """Lowest flat index among the entries that equal the maximum up to the tie tolerance."""
-    return int(np.argmax(values >= values.max() - TIE * np.abs(values).max()))
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    union = (a | b).sum()
-    return float((a & b).sum() / union) if union else 0.0
+def overlays(data: InstanceData, kept: Partial, rows: list[int], count: int) -> bytes:
+    """Sheet of evenly spaced images with the masks found, their boxes in red and the annotated boxes in green."""
+    chosen = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
+    tiles: list[Tile] = []
+    for row in chosen:
+        image, found = np.asarray(data.image(row)), kept[str(row)]
+        labels = np.zeros(image.shape[:2], np.uint8)
+        for stage in reversed(range(len(found))):
+            labels[decode_mask(found[stage]["segmentation"])] = stage + 1
+        picture = outline(blend(image, labels), data.boxes(row), TRUTH)
+        picture = outline(picture, np.array([detection["bbox"] for detection in found]), FOUND)
+        tiles.append((picture, f"{data.paths[row].rpartition('/')[2]}: {len(found)} found"))
+    return sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)])

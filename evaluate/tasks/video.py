@@ -1,137 +1,256 @@
-"""Video object segmentation by label propagation: labels of the first frame follow similar patches.
+"""Video object segmentation without training: labels of the first frame follow similar patches (DAVIS 2017).
 
 Jabri et al. 2020 ("Space-Time Correspondence as a Contrastive Random Walk") in the form that Caron et al. 2021 (DINO)
-evaluate on DAVIS 2017: each patch of a frame averages the labels of its most similar patches in the first and the
-preceding frames.
+evaluate. A video is read once, frame by frame: only the context of the next frame is held, whatever its length.
 """
 
+from __future__ import annotations
+
+import csv
+import io
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from evaluate.metrics.cosine import full_precision_product, unit_rows
-from evaluate.metrics.largest import largest
+from evaluate.dense import dense_features
+from evaluate.features import identity
+from evaluate.metrics import bootstrap_interval
 from evaluate.metrics.masks import nearest_resize
+from evaluate.metrics.propagation import labels_to_masks, propagate, start, unit_frame
+from evaluate.metrics.video import VOID, SequenceScores, evaluate_frame, object_count
+from evaluate.overlay import blend, fitted, moving, sheet, stacked
+from evaluate.partial import Partial
+from evaluate.tasks.base import Result, Score, Subject, Task, Unavailable
+from pretrain.backbones import IMAGENET_STD
+from pretrain.datasets.indexed import encode_labels
+from pretrain.datasets.videos import Davis, Video
+from pretrain.shapeworld import davis_palette
 
-TILE = 16  # target patches a side that share one context window
+__all__ = ["VideoObjects", "labels_to_masks", "propagate"]
+
+BLOCK = 64  # the longer side of the input is a multiple of this many pixels
+STATISTICS = [f"{measure}{part}" for measure in "jf" for part in ("", "_recall", "_decay")]
+GIF_FRAMES, GIF_SIDE = 16, 220  # of a moving picture; pixels of the longer side of each half
+STRIP, STRIPS = 6, 10  # frames of a sequence on the sheet; sequences
 
 
-def propagate(
-    features: Tensor,
-    first_labels: Tensor,
-    *,
-    n_last_frames: int = 7,
-    radius: int = 12,
-    topk: int = 5,
-    temperature: float = 0.1,
-) -> Tensor:
-    """Soft labels of all frames but the first, from the labels of the first.
+class VideoObjects(Task):
+    """J&F of following the objects of the first frame through each sequence.
 
-    features (T, h, w, d) patch tokens, L2-normalised inside; first_labels (h, w) integers, 0 background. The context
-    of a frame is the first frame and the `n_last_frames` before it, with the soft labels found there. A patch keeps
-    the context patches at most `radius` rows and columns away (0: no limit) whose cosine is at least the `topk`-th
-    largest, and averages their labels with weights exp(cosine / temperature). Returns (T-1, C, h, w) float32, C =
-    largest label + 1, on the device of the features. Raises ValueError for fewer context patches than `topk`, unequal
-    grids, negative labels or a value that is not finite.
+    size: shorter side of the input in pixels; n_last_frames, radius (in patches, 0: no limit), topk, temperature: as in
+    `propagate`; std_red: deviation of the red channel, 0.228 in the published code, used where the backbone has
+    ImageNet's normalisation; pictures: sequences of which a moving picture is kept. `save` names a folder for the
+    predicted masks, indexed PNGs in the layout that DAVIS' own evaluator reads; it moves no number, so give
+    overwrite=true to get masks of what is recorded already.
     """
-    frames, height, width, _ = features.shape
-    _check(first_labels, (height, width), radius, topk, temperature, n_last_frames)
-    unit = unit_rows(features.flatten(0, 2), "features").view(features.shape)
-    one_hot = F.one_hot(first_labels.to(unit.device).long()).float()  # (h, w, C)
-    labels = torch.cat([one_hot[None], one_hot.new_empty(frames - 1, *one_hot.shape)])
-    for t in range(1, frames):
-        context = [0, *range(max(1, t - n_last_frames), t)]
-        for target, window in _tiles(height, width, radius):
-            keys, values = unit[:, *window][context], labels[:, *window][context]
-            near = _near(target, window, radius, unit.device).repeat(1, len(context))
-            labels[t][target] = _average(unit[t][target], keys, values, near, topk, temperature)
-    return labels[1:].permute(0, 3, 1, 2)
+
+    name = "video"
+
+    def __init__(
+        self,
+        size: int = 480,
+        n_last_frames: int = 7,
+        radius: int = 12,
+        topk: int = 5,
+        temperature: float = 0.1,
+        std_red: float = 0.228,
+        pictures: int = 30,
+        save: str | None = None,
+    ):
+        if size < 1 or pictures < 0 or std_red <= 0:
+            raise ValueError(f"size={size} and std_red={std_red} must be positive and pictures={pictures} not negative")
+        self.size, self.std_red, self.pictures, self.save = size, std_red, pictures, save
+        self.settings = {"n_last_frames": n_last_frames, "radius": radius, "topk": topk}
+        self.temperature = temperature
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Videos with masks."""
+        return ("videos",)
+
+    def main(self, subject: Subject) -> str:
+        """Mean of J and F over objects."""
+        return "jf"
+
+    def protocol(self, subject: Subject) -> dict[str, Any]:
+        """Input, propagation and the rules of the metric."""
+        view = {"short_side": self.size, "block": block(self.size, subject.backbone.patch_size)}
+        view |= {"interpolation": "bilinear, no antialias", "std": list(self.std(subject))}
+        shared = {"features": "patches", "view": view, "precision": subject.store.precision, **self.settings}
+        return shared | {"temperature": self.temperature, "jf": "DAVIS 2017, objects weigh the same"}
+
+    def std(self, subject: Subject) -> tuple[float, ...]:
+        """Deviations of the channels."""
+        usual = tuple(subject.backbone.std)
+        return (self.std_red, *usual[1:]) if usual == IMAGENET_STD else usual
+
+    def check(self, subject: Subject) -> None:
+        """Needs videos."""
+        if not isinstance(data := subject.data.split("videos"), Davis):
+            raise Unavailable(f"{data.name} has no videos", "use a dataset in the layout of DAVIS 2017")
+
+    def prepare(self, subject: Subject) -> None:
+        """Follow this process's share of the sequences."""
+        self.follow(subject, subject.store.share(self.data(subject).videos))
+
+    def data(self, subject: Subject) -> Davis:
+        """The split with videos."""
+        return subject.data.split("videos")  # type: ignore[return-value]
+
+    def follow(self, subject: Subject, videos: list[Video]) -> Partial:
+        """J and F of sequences, from earlier runs where they were kept: {name: {"j": (K, T), "f": (K, T)}}."""
+        data = self.data(subject)
+        settings = self.protocol(subject) | {"data": data.fingerprint}
+        kept = Partial(subject.store, subject.backbone, self.name, settings)
+        shown = {video.name for video in data.videos[: self.pictures]}
+        with subject.store.progress(f"videos of {data.name}", sum(map(len, videos)), "frame") as bar:
+            for video in videos:
+                place = self.folder(subject, video)
+                if video.name in kept and (place is None or len(list(place.glob("*.png"))) == len(video)):
+                    bar.update(len(video))
+                    continue
+                pictures = Pictures(video) if video.name in shown else None
+                scores: list[tuple[np.ndarray, np.ndarray]] = []
+                objects = object_count(data.annotation(video, 0), video.name)
+                for t, (frame, truth, found) in enumerate(self.masks(subject, data, video)):
+                    scores.append(evaluate_frame(truth, found, objects, where=f"{video.name}, frame {t}"))
+                    if pictures:
+                        pictures.add(t, frame, truth, found)
+                    if place:
+                        write_mask(place / f"{data.frame_name(video, t)}.png", found)
+                    bar.update()
+                j, f = (np.stack(part, axis=1) for part in zip(*scores, strict=True))
+                if pictures:
+                    pictures.write(kept.folder)
+                kept.add(video.name, {"j": j, "f": f})
+        return kept
+
+    @torch.no_grad()
+    def masks(self, subject: Subject, data: Davis, video: Video) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Frame, annotation and predicted labels of every frame in turn; the first frame's are its annotation."""
+        first = data.annotation(video, 0)
+        labels = np.where(first == VOID, 0, first)
+        patch, state = subject.backbone.patch_size, None
+        for t in range(len(video)):
+            frame, truth = data.frame(video, t), data.annotation(video, t)
+            if frame.shape[:2] != first.shape:
+                raise ValueError(f"{video.name}: frame {t} has {frame.shape[:2]} pixels, the first one {first.shape}")
+            pixels = torch.from_numpy(resized(frame, self.size, patch)).permute(2, 0, 1)[None]
+            features = dense_features(subject.store, subject.backbone, pixels, std=self.std(subject))[0]
+            if state is None:
+                small = nearest_resize(torch.from_numpy(labels), (features.shape[0], features.shape[1]))
+                state = start(features, small, temperature=self.temperature, **self.settings)
+                yield frame, truth, labels
+                continue
+            soft = state.step(unit_frame(features)).permute(2, 0, 1)
+            yield frame, truth, labels_to_masks(soft[None], first.shape, patch)[0].cpu().numpy()
+
+    def folder(self, subject: Subject, video: Video) -> Path | None:
+        """Where the masks of a sequence go, if anywhere."""
+        if self.save is None:
+            return None
+        return Path(self.save) / f"{subject.data.name}-{identity(subject.backbone)}" / video.name
+
+    def run(self, subject: Subject) -> Result:
+        """Follow what is not followed yet, and score."""
+        data = self.data(subject)
+        kept = self.follow(subject, data.videos)
+        sequences = [SequenceScores(*(np.array(kept[video.name][key]) for key in "jf")) for video in data.videos]
+        table = np.concatenate([scores.statistics().reshape(-1, 6) for scores in sequences])  # (objects, 6)
+        names = [
+            f"{video.name}/{k + 1}" for video, s in zip(data.videos, sequences, strict=True) for k in range(len(s.j))
+        ]
+        groups = np.array([name.rpartition("/")[0] for name in names])
+        columns = {"jf": (table[:, 0] + table[:, 3]) / 2} | dict(zip(STATISTICS, table.T, strict=True))
+        scores = {name: grouped_score(values, groups) for name, values in columns.items()}
+        outcomes = {"sample_id": np.array(names), "group": groups, **columns}
+        notes = [f"{len(names)} objects in {len(data.videos)} sequences of {len(data)} frames"]
+        if self.save is not None:
+            notes.append(f"masks written to {self.folder(subject, data.videos[0]).parent}")  # type: ignore[union-attr]
+        files = tables(names, groups, columns) | pictures_of(kept.folder, data.videos[: self.pictures])
+        return Result(scores, outcomes, notes=notes, files=files)
 
 
-def labels_to_masks(soft: Tensor, size: tuple[int, int], patch: int) -> Tensor:
-    """Label maps at the original frame size from soft labels on the patch grid.
+class Pictures:
+    """A moving picture and a strip of one sequence, annotation beside prediction, drawn small as the frames pass."""
 
-    soft (T, C, h, w); size (H, W) of the frame and `patch` in pixels. Each channel is enlarged bilinearly, then
-    stretched to [0, 1] by its own range when it is not all zero; the largest channel wins, the lower label on ties;
-    nearest neighbour brings the map to `size`. Returns (T, H, W) uint8 on the device of `soft`. Raises ValueError for
-    more than 256 labels.
+    def __init__(self, video: Video):
+        self.video = video
+        self.chosen = set(np.linspace(0, len(video) - 1, min(GIF_FRAMES, len(video))).round().astype(int).tolist())
+        self.on_strip = set(np.linspace(0, len(video) - 1, min(STRIP, len(video))).round().astype(int).tolist())
+        self.frames: list[np.ndarray] = []
+        self.strip: list[tuple[np.ndarray, str]] = []
+
+    def add(self, t: int, frame: np.ndarray, truth: np.ndarray, found: np.ndarray) -> None:
+        """Draw a frame if it is one of those chosen."""
+        if t in self.chosen | self.on_strip:
+            picture = fitted(blend(frame, found), GIF_SIDE)
+            if t in self.on_strip:
+                self.strip.append((picture, f"{self.video.name}, frame {t} of {len(self.video)}"))
+            if t in self.chosen:
+                self.frames.append(np.hstack([fitted(blend(frame, truth), GIF_SIDE), picture]))
+
+    def write(self, folder: Path) -> None:
+        """Keep both in a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.video.name}.gif").write_bytes(moving(self.frames))
+        (folder / f"{self.video.name}.png").write_bytes(sheet([self.strip]))
+
+
+def block(size: int, patch: int) -> int:
+    """What the longer side is a multiple of, in pixels: 64, or a patch where that does not divide 64 or is too much."""
+    return BLOCK if BLOCK % patch == 0 and size >= BLOCK else patch
+
+
+def resized(frame: np.ndarray, size: int, patch: int) -> np.ndarray:
+    """Frame (H, W, 3) uint8 with its shorter side at `size`, both sides whole patches; bilinear without antialias.
+
+    The longer side keeps the ratio down to a multiple of `block`: 854 x 480 becomes 832 x 480.
     """
-    if soft.shape[1] > 256:
-        raise ValueError(f"{soft.shape[1]} labels do not fit into 8-bit label maps; at most 256 do")
-    masks = soft.new_empty(len(soft), *size, dtype=torch.uint8)
-    for frame, mask in zip(soft, masks, strict=True):  # a frame at a time: enlarged channels are 256 times the grid
-        large = F.interpolate(frame[None], scale_factor=patch, mode="bilinear", align_corners=False)[0]
-        low, high = large.amin(dim=(1, 2), keepdim=True), large.amax(dim=(1, 2), keepdim=True)
-        span = torch.where(high > low, high - low, 1.0)  # a constant channel becomes 0 instead of 0/0
-        stretched = torch.where(high > 0, (large - low) / span, large)
-        mask.copy_(nearest_resize(stretched.argmax(dim=0).to(torch.uint8), size))
-    return masks
+    height, width = frame.shape[:2]
+    short = max(1, size // patch) * patch
+    step = block(size, patch)
+    long = max(step, size * max(height, width) // min(height, width) // step * step)
+    sides = (long, short) if width >= height else (short, long)
+    return cv2.resize(frame, sides, interpolation=cv2.INTER_LINEAR)
 
 
-def _average(query: Tensor, keys: Tensor, values: Tensor, near: Tensor, topk: int, temperature: float) -> Tensor:
-    """Labels (rows, columns, C) of a tile (rows, columns, d) from its context (frames, rows', columns', d or C)."""
-    cosine = full_precision_product(query.flatten(0, 1), keys.flatten(0, 2))  # (targets, context)
-    cosine.masked_fill_(~near, -torch.inf)
-    best, index, tied = largest(cosine, topk)
-    # The common factor exp(-max) of softmax cancels and keeps low temperatures finite.
-    labels = values.flatten(0, 2)
-    out = (torch.softmax(best / temperature, dim=1)[..., None] * labels[index]).sum(dim=1)
-    if tied.any():  # every patch as similar as the last one kept counts as well
-        kept = cosine[tied].masked_fill_(cosine[tied] < best[tied, -1:], -torch.inf)
-        out[tied] = torch.softmax(kept / temperature, dim=1) @ labels
-    return out.view(*query.shape[:2], -1)
+def write_mask(path: Path, labels: np.ndarray) -> None:
+    """Write labels (H, W) uint8 as an indexed PNG in the colours of DAVIS."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_labels(labels, davis_palette()))
 
 
-def _tiles(height: int, width: int, radius: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Tiles of target patches and, for each, the window of context patches that any of them may use."""
-    for rows, row_window in _intervals(height, radius):
-        for columns, column_window in _intervals(width, radius):
-            yield (rows, columns), (row_window, column_window)
+def grouped_score(values: np.ndarray, groups: np.ndarray) -> Score:
+    """Mean over objects; the interval resamples sequences, whose objects share their fate."""
+    mean, low, high = bootstrap_interval(values, groups=groups)
+    known = np.isfinite(low)
+    return Score(mean, low if known else None, high if known else None, len(values), "object")
 
 
-def _intervals(length: int, radius: int) -> Iterator[tuple[slice, slice]]:
-    for start in range(0, length, TILE):
-        stop = min(start + TILE, length)
-        whole = radius == 0
-        yield (
-            slice(start, stop),
-            slice(0, length) if whole else slice(max(start - radius, 0), min(stop + radius, length)),
-        )
+def tables(names: list[str], groups: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """Two tables as CSV: a line an object, and a line a sequence with the means of its objects."""
+    rows = [[name, *(f"{values[i]:.6f}" for values in columns.values())] for i, name in enumerate(names)]
+    means = [
+        [group, *(f"{values[groups == group].mean():.6f}" for values in columns.values())]
+        for group in dict.fromkeys(groups.tolist())
+    ]
+    found = {}
+    for unit, lines in (("object", rows), ("sequence", means)):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([[unit, *columns], *lines])
+        found[f"per_{unit}.csv"] = text.getvalue().encode()
+    return found
 
 
-def _near(target: tuple[slice, slice], window: tuple[slice, slice], radius: int, device: torch.device) -> Tensor:
-    """Which context patches of one frame each target patch may use, (targets, context) boolean."""
-    rows, columns = (
-        (_positions(a, device)[:, None] - _positions(b, device)).abs() <= radius if radius else None
-        for a, b in zip(target, window, strict=True)
-    )
-    if rows is None or columns is None:
-        sizes = [part.stop - part.start for part in (*target, *window)]
-        return torch.ones(sizes[0] * sizes[1], sizes[2] * sizes[3], dtype=torch.bool, device=device)
-    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2, 3).flatten(0, 1)
-
-
-def _positions(part: slice, device: torch.device) -> Tensor:
-    return torch.arange(part.start, part.stop, device=device)
-
-
-def _check(
-    labels: Tensor, grid: tuple[int, int], radius: int, topk: int, temperature: float, n_last_frames: int
-) -> None:
-    if tuple(labels.shape) != grid:
-        raise ValueError(f"first_labels have shape {tuple(labels.shape)}, the features a grid of {grid}")
-    if labels.min() < 0:
-        raise ValueError(f"first_labels hold {int(labels.min())}; labels start at 0, the background")
-    if min(topk, temperature) <= 0 or min(radius, n_last_frames) < 0:
-        raise ValueError(
-            f"topk {topk} and temperature {temperature} must be positive, "
-            f"radius {radius} and n_last_frames {n_last_frames} not negative"
-        )
-    # A corner of the second frame sees least: one quarter of the window, in the first frame alone.
-    fewest = (min(radius + 1, grid[0]) * min(radius + 1, grid[1])) if radius else grid[0] * grid[1]
-    if topk > fewest:
-        raise ValueError(
-            f"topk {topk} exceeds the {fewest} context patches of a corner patch (radius {radius}, grid {grid})"
-        )
+def pictures_of(folder: Path, videos: list[Video]) -> dict[str, bytes]:
+    """The moving pictures of sequences, and one sheet with the strips of some."""
+    moved = {f"{video.name}.gif": folder / f"{video.name}.gif" for video in videos}
+    strips = [folder / f"{video.name}.png" for video in videos[:STRIPS]]
+    found = {name: path.read_bytes() for name, path in moved.items() if path.exists()}
+    drawn = [path.read_bytes() for path in strips if path.exists()]
+    return found | ({"sequences.png": stacked(drawn)} if drawn else {})

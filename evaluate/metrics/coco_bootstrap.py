@@ -1,0 +1,144 @@
+"""COCO AP over resampled images: intervals of class-agnostic AP, and the AP of single images.
+
+The AP of a set is no mean over images, so a resample has to be ranked again. What each detection matched depends on
+its own image alone: it is found once, and an image drawn twice counts twice in the running sums. Copies of one image
+stand next to each other among equal scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluate.metrics.coco import STAT_NAMES, Annotation, Truth, _evaluate, _read_detections, _read_truth
+from evaluate.metrics.statistics import expanded_percentiles
+
+IOUS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What class-agnostic detections matched, in the order in which the whole set ranks them.
+
+    ids (I,) image ids, ascending; images (D,) position of each detection's image; hits, counted (10, D): whether it
+    matched an object, and whether it counts at all (matches with crowds do not), by IoU 0.50:0.05:0.95; objects (I,)
+    number of objects in each image, crowds left out; stats (12,) the summary numbers of the whole set.
+    """
+
+    ids: np.ndarray
+    images: np.ndarray
+    hits: np.ndarray
+    counted: np.ndarray
+    objects: np.ndarray
+    stats: np.ndarray
+
+    def stat(self, name: str) -> float:
+        """One of the 12 summary numbers, NaN where it is undefined."""
+        value = float(self.stats[STAT_NAMES.index(name)])
+        return value if value > -1 else float("nan")
+
+    def precision(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """AP at each IoU, (10,), with every image counted `weights` (I,) times; NaN without any object."""
+        repeats = np.ones(len(self.ids)) if weights is None else weights
+        total = float(repeats @ self.objects)
+        if total == 0:
+            return np.full(len(IOUS), np.nan)
+        each = repeats[self.images] * self.counted
+        found, wrong = np.cumsum(each * self.hits, axis=1), np.cumsum(each * ~self.hits, axis=1)
+        precision = found / np.maximum(found + wrong, np.spacing(1))
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        return np.array([_at_recalls(f / total, p) for f, p in zip(found, precision, strict=True)])
+
+    def by_image(self) -> np.ndarray:
+        """AP at each IoU of every image on its own, (10, I); NaN for images without an object."""
+        values = np.full((len(IOUS), len(self.ids)), np.nan)
+        order = np.argsort(self.images, kind="stable")
+        starts = np.searchsorted(self.images[order], np.arange(len(self.ids) + 1))
+        for i in np.flatnonzero(self.objects):
+            own = order[starts[i] : starts[i + 1]]
+            parts = (self.hits[:, own], self.counted[:, own], self.objects[i : i + 1], self.stats)
+            values[:, i] = Matches(self.ids[i : i + 1], np.zeros(len(own), np.int64), *parts).precision()
+        return values
+
+    def resampled(self, seed: int = 0) -> np.ndarray:
+        """AP at each IoU over images drawn with replacement, (RESAMPLES, 10)."""
+        rng, n = np.random.default_rng(seed), len(self.ids)
+        draws = (np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64) for _ in range(RESAMPLES))
+        return np.array([self.precision(weights) for weights in draws])
+
+
+def interval(whole: np.ndarray, resamples: np.ndarray, images: int) -> list[tuple[float | None, float | None]]:
+    """Intervals at 95 % of AP, AP50 and AP75, in this order, from `precision()` and `resampled()`; None: unknown."""
+    ends: list[tuple[float | None, float | None]] = []
+    for pick in (slice(None), slice(0, 1), slice(5, 6)):
+        value, spread = whole[pick].mean(), resamples[:, pick].mean(axis=1)
+        spread = spread[np.isfinite(spread)]  # a resample may hold no object at all
+        if images < 2 or not np.isfinite(value) or not len(spread):
+            ends.append((None, None))
+            continue
+        low, high = expanded_percentiles(spread - value, images, 0.95)
+        ends.append((float(np.clip(value + low, 0, value)), float(np.clip(value + high, value, 1))))
+    return ends
+
+
+def agnostic_matches(truth_json: Truth, detections: list[Annotation], *, iou_type: str) -> Matches:
+    """Class-agnostic summary numbers and the matches behind them; arguments and errors as `evaluate.metrics.coco_ap`.
+
+    All sizes of objects, at most 100 detections an image.
+    """
+    truth = _read_truth(truth_json, iou_type, True)
+    ids = np.array(sorted(image["id"] for image in truth["images"]))
+    evaluator = _evaluate(truth, _read_detections(truth, detections, iou_type, True), iou_type)
+    evaluator.summarize()
+    objects = np.zeros(len(ids), np.int64)
+    place = {image: i for i, image in enumerate(ids.tolist())}
+    for annotation in truth["annotations"]:
+        if annotation["image_id"] in place and not annotation["iscrowd"]:
+            objects[place[annotation["image_id"]]] += 1
+    images, scores, parts = [], [], []
+    for image, i in place.items() if detections else ():
+        found = evaluator.dt_dataset.get_instances([image], [1], True)[0][0]
+        if not found:
+            continue
+        values = np.array([item["score"] for item in found])
+        order = np.argsort(-values, kind="stable")[: evaluator.params.maxDets[-1]]
+        crowd = np.array([item["iscrowd"] for item in evaluator.gt_dataset.get_instances([image], [1], True)[0][0]])
+        overlap = np.asarray(evaluator.ious[image, 1], np.float64).reshape(len(order), len(crowd))
+        images += [i] * len(order)
+        scores.append(values[order])
+        parts.append(_match(overlap, crowd.astype(bool)))
+    hits, counted = (
+        np.concatenate([p[k] for p in parts], axis=1) if parts else np.zeros((10, 0), bool) for k in (0, 1)
+    )
+    ranked = np.argsort(-np.concatenate([*scores, np.zeros(0)]), kind="stable")
+    summary = np.array(evaluator.stats[:12], np.float64)
+    return Matches(ids, np.array(images, np.int64)[ranked], hits[:, ranked], counted[:, ranked], objects, summary)
+
+
+def _match(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy matching of one image: which detections hit an object, and which count, by IoU; two (10, D) boolean.
+
+    overlap (D, G), detections by falling score. A detection takes the free object that it overlaps most (the last of
+    equals), a crowd only where there is none; a crowd may be taken by many.
+    """
+    hits, counted = np.zeros((len(IOUS), len(overlap)), bool), np.ones((len(IOUS), len(overlap)), bool)
+    single, crowds = np.flatnonzero(~crowd), np.flatnonzero(crowd)
+    for t, least in enumerate(np.minimum(IOUS, 1 - 1e-10)):
+        free = np.ones(len(single), bool)
+        for d, row in enumerate(overlap):
+            near = np.where(free & (row[single] >= least), row[single], -1.0)
+            if near.size and near.max() >= least:
+                best = len(near) - 1 - int(np.argmax(near[::-1]))
+                free[best], hits[t, d] = False, True
+            elif (row[crowds] >= least).any():
+                counted[t, d] = False
+    return hits, counted
+
+
+def _at_recalls(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Mean over 101 recalls of the best precision at or beyond each; 0 where it is not reached."""
+    place = np.searchsorted(recall, RECALLS, side="left")
+    return float(np.append(precision, 0.0)[place].mean())
