@@ -23,12 +23,14 @@ pretrain_options = $(call name_option,objective,$(OBJECTIVE)) $(call name_option
     $(call name_option,name,$(RUN)) $(call path_option,data_root,$(DATA_ROOT)) $(ARGS)
 evaluate_options = $(call name_option,suite,$(SUITE)) $(call path_option,data_root,$(DATA_ROOT)) \
     $(call path_option,output,$(OUTPUT)) $(ARGS)
+sweep_options = $(call name_option,experiment,$(TABLE)) $(call name_option,data,$(DATA)) \
+    $(call path_option,data_root,$(DATA_ROOT)) $(ARGS)
 records_option = $(if $(OUTPUT),--records $(call in_shell,$(OUTPUT)/records))
 compared = $(call in_shell,$(A)) $(call in_shell,$(B)) $(foreach name,$(MORE),$(call in_shell,$(name)))
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install pretrain eval-all leaderboard compare test test-all check bench clean clean-all
+.PHONY: help install datasets pretrain eval-all leaderboard compare ablation test test-all check bench cache clean-cache clean clean-all
 
 help: ## list the targets and their variables
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -40,11 +42,15 @@ help: ## list the targets and their variables
 	@echo '  RUN            name of the run under runs/ (OBJECTIVE-DATA)'
 	@echo '  CHECKPOINTS    runs, files or model names to evaluate, separated by spaces'
 	@echo '  SUITE          tasks to evaluate, a name in configs/suite; OUTPUT: folder for records and tables (results)'
+	@echo '  TABLE          an ablation: a table of the paper by its number, or a name in configs/experiment'
 	@echo '  A, B, MORE     checkpoints to compare'
 	@echo '  ARGS           anything else, handed to the program as it is'
 	@echo '  PYTHON         interpreter that .venv is made with (3.11 to 3.13)'
 
 install: $(ready) ## set up .venv (the other targets do this by themselves)
+
+datasets: $(ready) ## list the datasets: what is below DATA_ROOT, and the layout expected of the others; ARGS="--check NAME"
+	$(python) -m evaluate.datasets $(if $(DATA_ROOT),--data-root $(call in_shell,$(DATA_ROOT))) $(ARGS)
 
 pretrain: $(ready) ## train a backbone: OBJECTIVE, DATA, DATA_ROOT, RUN, ARGS
 	$(python) -m pretrain $(pretrain_options)
@@ -61,6 +67,12 @@ compare: $(ready) ## paired test between checkpoints: A, B, MORE, OUTPUT, ARGS
 	$(if $(and $(A),$(B)),,$(error compare needs two checkpoints: make compare A=NAME B=NAME [MORE="NAME ..."]))
 	$(python) -m evaluate.compare $(compared) $(records_option) $(ARGS)
 
+ablation: $(ready) ## train and measure every run of a table: TABLE (3, 4, 9 to 13, objectives, ...), DATA, DATA_ROOT, ARGS
+	$(if $(TABLE),,$(error ablation needs a table: make ablation TABLE=9, or a file of configs/experiment that holds a sweep))
+	$(python) -m pretrain.sweep $(sweep_options)
+	$(python) -m evaluate "checkpoints=$$($(python) -m pretrain.sweep $(sweep_options) list=true)" \
+	    $(call name_option,suite,$(SUITE)) $(call path_option,data_root,$(DATA_ROOT)) $(call path_option,output,$(OUTPUT))
+
 test: $(ready) ## the fast tests: ARGS go to pytest (-n 0 starts sooner for a few of them)
 	$(python) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
@@ -76,6 +88,12 @@ bench: $(ready) ## speed of pre-training and of evaluation
 	$(python) -m pretrain.bench
 	$(python) -m evaluate.bench
 	$(python) -m evaluate.bench_dense
+
+cache: $(ready) ## size of the stored features by checkpoint and dataset
+	$(python) -m evaluate.cache $(ARGS)
+
+clean-cache: $(ready) ## remove stored features: all, or ARGS="older-than=DAYS", or keys that `make cache` shows
+	$(python) -m evaluate.cache --clear $(or $(ARGS),all)
 
 clean: ## remove caches of Python and of the tools; data/, runs/, results/, .cache/ and .venv/ stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
