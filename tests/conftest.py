@@ -6,6 +6,7 @@ import os
 
 for _name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before the first import of torch or numba
+os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")  # GNU OpenMP would end a forked process
 
 from pathlib import Path  # noqa: E402
 

@@ -33,7 +33,8 @@ def test_what_is_there_is_listed_by_split_and_what_is_missing_with_its_layout(tm
     assert lines_of("coco", out)[0].endswith("2 images   sets of 3 classes")
     assert lines_of("imagenet_samples", out)[0].endswith("3 images   no labels")
     missing = out.partition("Not there")[2]
-    assert "images/<class>/<id>.jpg and meta/{classes,train,test}.txt" in "".join(lines_of("food101", missing))
+    food = " ".join(" ".join(lines_of("food101", missing)).split())
+    assert "images/<class>/<id>.jpg and meta/{classes,train,test}.txt" in food
     assert "birds525" not in missing and "{train,val}/<class>/<image>" in out.partition("Your own images")[2]
 
 

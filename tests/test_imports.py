@@ -138,6 +138,7 @@ def test_config_objects_stay_at_the_entry_points():
     entry_points = {
         "pretrain.cli",
         "pretrain.train",
+        "pretrain.sweep",
         "evaluate.run",
         "evaluate.everything",
         "evaluate.tasks.adaptation",

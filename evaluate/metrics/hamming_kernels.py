@@ -162,7 +162,7 @@ def count_distances(distances, lanes):
 
 @njit(cache=True)
 def members_ap(lanes, bins, members, seen, skip, away, ties):
-    """AP of one query and prefix from the counts of all items and of its members, without item `skip`, `away` bits off."""
+    """AP of one query and prefix from the counts of all items and of its members, but `skip`, `away` bits off."""
     counts, relevant = np.zeros(2 * bins, np.int64), np.int64(0)
     for d in range(bins):
         counts[2 * d] = np.int64(lanes[0, d]) + lanes[1, d] + lanes[2, d] + lanes[3, d] - (d == away)

@@ -60,7 +60,7 @@ class Propagation:
         """Soft labels (h, w, C) of the next frame (h, w, d)."""
         context = [self.first, *self.recent]
         labels = torch.empty_like(self.first[1])
-        for target, window in _tiles(*frame.shape[:2], self.radius):
+        for target, window in _tiles(frame.shape[0], frame.shape[1], self.radius):
             keys, values = (torch.stack([part[window] for part in parts]) for parts in zip(*context, strict=True))
             near = _near(target, window, self.radius, frame.device).repeat(1, len(context))
             labels[target] = _average(frame[target], keys, values, near, self.topk, self.temperature)

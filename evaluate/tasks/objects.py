@@ -92,7 +92,8 @@ class Objects(Task):
         truth = data.truth | {"images": [data.truth["images"][row] for row in rows]}
         listed = set(data.ids[row] for row in rows)
         truth["annotations"] = [item for item in truth["annotations"] if item["image_id"] in listed]
-        scores, outcomes = {}, {"sample_id": np.array([data.paths[row] for row in rows])}
+        scores: dict[str, Score] = {}
+        outcomes = {"sample_id": np.array([data.paths[row] for row in rows])}
         for region, (iou_type, field) in REGIONS.items():
             if all(field in annotation for annotation in truth["annotations"]):
                 matches = agnostic_matches(truth, found, iou_type=iou_type)

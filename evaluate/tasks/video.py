@@ -78,7 +78,7 @@ class VideoObjects(Task):
 
     def protocol(self, subject: Subject) -> dict[str, Any]:
         """Input, propagation and the rules of the metric."""
-        view = {"short_side": self.size, "block": block(self.size, subject.backbone.patch_size)}
+        view: dict[str, Any] = {"short_side": self.size, "block": block(self.size, subject.backbone.patch_size)}
         view |= {"interpolation": "bilinear, no antialias", "std": list(self.std(subject))}
         shared = {"features": "patches", "view": view, "precision": subject.store.precision, **self.settings}
         return shared | {"temperature": self.temperature, "jf": "DAVIS 2017, objects weigh the same"}

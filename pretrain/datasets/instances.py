@@ -171,7 +171,7 @@ def read_voc_boxes(data: bytes, where: str, difficult: bool) -> tuple[tuple[int,
     try:
         root = ElementTree.fromstring(data)
         size = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
-        boxes = []
+        boxes: list[tuple[float, ...]] = []
         for item in root.iter("object"):
             if not difficult and item.findtext("difficult", "0").strip() == "1":
                 continue
