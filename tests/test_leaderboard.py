@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from example_records import checkpoint, record
 
-from evaluate.leaderboard import escape, export, latex, markdown, text
+from evaluate.leaderboard import escape, export, grid, latex, markdown, text
 from evaluate.leaderboard.__main__ import main, rebuild
 from evaluate.leaderboard.table import BASELINES, SMOKE, build
 from evaluate.metrics import seed_mean_interval
@@ -171,6 +171,48 @@ def test_seeds_are_rows_of_their_own_with_a_mean_beside():
     assert build([seeds[0], record("other", checkpoint=checkpoint("other", seed=1))]).seed_means == []
 
 
+def test_the_summary_has_one_line_a_recipe_and_marks_by_the_two_level_test():
+    """Three seeds that scatter: the best single seed beats all, yet the recipes cannot be told apart."""
+    shares = {"bits": (0.9, 0.5, 0.7), "dino": (0.66, 0.66, 0.66), "weak": (0.1, 0.11, 0.12)}
+    records = [
+        record(f"{name}-s{s}", outcomes(10 * i + s, share), checkpoint=checkpoint(f"{name}-s{s}", seed=s))
+        for i, (name, each) in enumerate(shares.items())
+        for s, share in enumerate(each)
+    ]
+    single = record("alone", outcomes(99, 0.02), checkpoint=checkpoint("alone", objective="vicreg", parent="dino-s0"))
+    table = build([*records, single])
+    (block,) = grid.summary(table)
+    assert block.header == ["Checkpoint", "Objective", "From", "Seeds", "knn top1 ↑"] and block.names == 4
+    assert [line.entries[0].text for line in block.lines] == ["bits", "dino", "weak", "alone"]
+    assert [line.entries[-1].bold for line in block.lines] == [True, True, False, False]
+    assert [line.entries[3].text for line in block.lines] == ["3", "3", "3", "1"]
+    assert block.lines[3].entries[2].text == "dino-s0"
+    assert not cells(table, "dino-s0")[0].tied, "seed by seed the best seed of the other recipe is better"
+    assert re.fullmatch(r"\d\d\.\d\d ± \d\d\.\d\d", block.lines[0].entries[-1].text)
+    (seeds,) = grid.seeds(table)
+    assert len(seeds.lines) == 12 and seeds.lines[0].entries[0].text == "bits, 3 seeds"
+
+
+def test_what_all_methods_share_is_said_once_and_a_kept_epoch_needs_no_parent():
+    names = ("bits-a", "bits-a/epochs/010", "bits-b")
+    parents = ("", "bits-a", "")
+    records = [record(n, checkpoint=checkpoint(n, parent=p)) for n, p in zip(names, parents, strict=True)]
+    (block,) = grid.summary(build(records))
+    assert block.header == ["Checkpoint", "knn top1 ↑"] and block.facts == ["Backbone: vit_tiny."]
+
+
+def test_datasets_share_a_grid_where_the_same_checkpoints_were_measured():
+    records = [record(name, dataset=data) for name in ("a", "b") for data in ("cifar10", "food101")]
+    records += [record("a", dataset="voc", task=f"task{i}") for i in range(10)]
+    found = grid.summary(build(records))
+    assert [(block.title, len(block.header) - block.names) for block in found] == [
+        ("cifar10, food101", 2),
+        ("voc", 8),
+        ("voc", 2),
+    ]
+    assert found[0].header[-1] == "food101 knn top1 ↑"
+
+
 def test_what_did_not_run_is_listed_with_reason_and_remedy(tmp_path):
     write(tmp_path / "records", record())
     write(tmp_path / "records", record("dino-s0", dataset="food101"))
@@ -181,17 +223,19 @@ def test_what_did_not_run_is_listed_with_reason_and_remedy(tmp_path):
         document = (tmp_path / f"leaderboard.{ending}").read_text()
         assert "out of memory" in document and "set batch=16" in document and "gone.pth" in document
     assert "set batch=16" in shown
-    row = next(line for line in shown.splitlines() if line.startswith("  bits-s0"))
+    row = next(line for line in shown[shown.index("food101") :].splitlines() if line.startswith("  bits-s0"))
     assert row.split()[-1] == "failed"
 
 
 def test_a_status_belongs_to_weights_and_only_without_them_to_a_name():
     others = checkpoint(weights_digest="other weights of the same name")
     places = [record(), record("dino-s0", dataset="food101")]
-    for known, shown in ((checkpoint(), "skipped"), ({"name": "bits-s0"}, "skipped"), (others, "–")):
-        table = build(places, [Status(known, "knn", "food101", "skipped", "no data", "download it")])
-        row = next(line for line in text.render(table).splitlines() if line.startswith("  bits-s0"))
-        assert row.split()[-1] == shown
+    for known, shown in ((checkpoint(), True), ({"name": "bits-s0"}, True), (others, False)):
+        table = build(places, [Status(known, "knn", "food101", "failed", "no memory", "set batch=16")])
+        document = text.render(table)
+        food = document[document.index("food101") : document.index("Marked")]
+        row = [line.split() for line in food.splitlines() if line.startswith("  bits-s0")]
+        assert row == ([["bits-s0", "failed"]] if shown else [])
 
 
 def test_every_number_leads_to_its_record(tmp_path):
@@ -214,7 +258,7 @@ def test_numbers_are_percent_with_intervals_and_others_keep_their_unit():
     )
     document = markdown.render(table)
     assert "**72.39** (70.00–75.00)" in document
-    assert "**233.4** (230–240)" in document and r"d\_eff \[dimensions\] ↑" in document
+    assert "**233.4** (230–240)" in document and r"d_eff \[dimensions\] ↑" in document
 
 
 def test_only_main_metrics_fill_the_tables_and_all_fill_the_files():

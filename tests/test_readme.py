@@ -16,9 +16,10 @@ def test_tables_in_the_readme_equal_the_generated_ones() -> None:
     assert fill(README, ROOT) == README
 
 
-def test_tables_keep_every_row_and_leave_out_notes() -> None:
-    source = "# Leaderboard\n\nnotes\n\n## knn\n\n| a |\n|:--|\n| 1 |\n\n## Skipped and failed\n\n- nothing\n"
-    assert tables(source) == "**knn**\n\n| a |\n|:--|\n| 1 |\n"
+def test_the_summary_is_kept_whole_and_everything_after_it_left_out() -> None:
+    source = "# Leaderboard\n\nnotes\n\n## Summary\n\n### cifar10\n\nfacts\n\n| a |\n|:--|\n| 1 |\n\n"
+    source += "### voc\n\n| b |\n|:--|\n| 2 |\n\n## Single seeds\n\n### cifar10\n\n| c |\n|:--|\n| 3 |\n"
+    assert tables(source) == "**cifar10** facts\n\n| a |\n|:--|\n| 1 |\n\n**voc**\n\n| b |\n|:--|\n| 2 |\n"
 
 
 def test_every_file_and_make_target_that_the_readme_names_exists() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from evaluate.leaderboard import paper
 from evaluate.leaderboard.paper_plan import Place, Plan, Sweep, read_plan
 from evaluate.leaderboard.published import Group, PublishedTable
-from evaluate.leaderboard.table import Row, Table, recipe
+from evaluate.leaderboard.recipes import recipe
+from evaluate.leaderboard.table import Row, Table
 
 
 def tables(table: Table) -> list[paper.PaperTable]:

@@ -34,7 +34,8 @@ _LATEX = {
 _LETTERS = {chr(code) for code in range(0xC0, 0x100)} - set("ÐÞðþ÷")  # what pdflatex prints without further packages
 
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]#|~$]|:(?=//)|(?<=www)\.)")
+# An underscore between letters or digits stands for itself, and names stay readable in the source.
+_MARKDOWN = re.compile(r"([\\`*\[\]#|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.)")
 FORMULA = ("=", "+", "-", "@", "|", "%")
 
 

@@ -1,12 +1,14 @@
-"""LaTeX: one booktabs table a task. Needs \\usepackage{booktabs} and nothing else."""
+"""LaTeX: a booktabs table for each grid of the summary and of its seeds. Needs \\usepackage{booktabs}, nothing else."""
 
 from __future__ import annotations
 
 from evaluate.leaderboard.escape import latex as escape
-from evaluate.leaderboard.grid import ABOUT, Block, Entry, blocks, status_lines
+from evaluate.leaderboard.grid import Block, Entry, seeds, status_lines, summary
 from evaluate.leaderboard.table import Table
 
 HEAD = "% Generated from records by `python -m evaluate.leaderboard`; do not edit. Needs \\usepackage{booktabs}.\n"
+WIDTH = 4  # columns of scores that fit a page
+SEEDS = "The single seeds behind the summary."
 
 
 def render(table: Table) -> str:
@@ -14,16 +16,17 @@ def render(table: Table) -> str:
     notes = " ".join(map(escape, table.notes))
     comments = [*status_lines(table.statuses), *table.problems]
     head = HEAD + "".join(f"% {escape(line)}\n" for line in comments)
-    return head + "\n".join(_table(block, notes) for block in blocks(table))
+    tables = [_table(block, notes) for block in summary(table, WIDTH)]
+    return head + "\n".join([*tables, *(_table(block, SEEDS) for block in seeds(table, WIDTH))])
 
 
 def _table(block: Block, notes: str) -> str:
-    width = len(block.header)
+    facts = "".join(f" {escape(fact)}" for fact in block.facts)
     lines = [
         r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape(block.task)}: percent where no unit is given, 95\,\% intervals beside. {notes}}}",
-        rf"\begin{{tabular}}{{{'l' * len(ABOUT)}{'r' * (width - len(ABOUT))}}}",
+        r"\centering\footnotesize",
+        rf"\caption{{{escape(block.title)}: percent where no unit is given, 95\,\% intervals beside.{facts} {notes}}}",
+        rf"\begin{{tabular}}{{{'l' * block.names}{'r' * (len(block.header) - block.names)}}}",
         r"\toprule",
         " & ".join(map(escape, block.header)) + r" \\",
         r"\midrule",

@@ -1,9 +1,11 @@
-"""Markdown: one table a task, percent with 95 % intervals, notes and the list of what did not run."""
+"""Markdown: a summary grid for each dataset, the single seeds behind it, and what did not run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evaluate.leaderboard.escape import markdown as escape
-from evaluate.leaderboard.grid import ABOUT, Entry, blocks, status_lines
+from evaluate.leaderboard.grid import Block, Entry, seeds, status_lines, summary
 from evaluate.leaderboard.table import Table
 
 HEAD = """# Leaderboard
@@ -15,14 +17,10 @@ Shares are in percent, with 95 % intervals in parentheses. Columns with differen
 
 def render(table: Table) -> str:
     """The whole document; every name is escaped."""
-    parts = [HEAD, *(f"> {escape(note)}\n" for note in table.notes)]
-    for block in blocks(table):
-        rule = [":--" if i < len(ABOUT) else "--:" for i in range(len(block.header))]
-        lines = ["| " + " | ".join(map(escape, block.header)) + " |", "|" + "|".join(rule) + "|"]
-        lines += ["| " + " | ".join(_cell(entry, line.italic) for entry in line.entries) + " |" for line in block.lines]
-        parts.append(f"## {escape(block.task)}\n\n" + "\n".join(lines) + "\n")
-    if not table.columns:
-        parts.append("No records yet.\n")
+    parts = [HEAD, _bullets(table.notes)] if table.notes else [HEAD]
+    parts += ["## Summary\n", *map(_grid, summary(table))] if table.columns else ["No records yet.\n"]
+    if single := seeds(table):
+        parts += ["## Single seeds\n", *map(_grid, single)]
     if table.statuses:
         parts.append("## Skipped and failed\n\n" + _bullets(status_lines(table.statuses)))
     if table.problems:
@@ -30,7 +28,15 @@ def render(table: Table) -> str:
     return "\n".join(parts)
 
 
-def _bullets(lines: list[str]) -> str:
+def _grid(block: Block) -> str:
+    rule = [":--"] * block.names + ["--:"] * (len(block.header) - block.names)
+    lines = ["| " + " | ".join(map(escape, block.header)) + " |", "|" + "|".join(rule) + "|"]
+    lines += ["| " + " | ".join(_cell(entry, line.italic) for entry in line.entries) + " |" for line in block.lines]
+    facts = f"{escape(' '.join(block.facts))}\n\n" if block.facts else ""
+    return f"### {escape(block.title)}\n\n{facts}" + "\n".join(lines) + "\n"
+
+
+def _bullets(lines: Sequence[str]) -> str:
     return "".join(f"- {escape(line)}\n" for line in lines)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from evaluate.leaderboard.grid import Entry
 from evaluate.leaderboard.paper_plan import Place, Plan, Run, read_plan
 from evaluate.leaderboard.published import FOLDER, PublishedTable, missing_configs, read_tables, suite_with, written
-from evaluate.leaderboard.table import Column, Row, Table, interval, number, recipe, spread
+from evaluate.leaderboard.recipes import recipe, spread
+from evaluate.leaderboard.table import Column, Row, Table, interval, number
 
 MOST = 5  # measured rows under one published row
 GAP = Entry("gap")

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from evaluate.leaderboard.published import ROOT
-from evaluate.leaderboard.table import Column, Row, Table, recipe
+from evaluate.leaderboard.recipes import recipe
+from evaluate.leaderboard.table import Column, Row, Table
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""`python -m evaluate.leaderboard.readme`: put the tables of generated leaderboards between their markers in README.md.
+"""`python -m evaluate.leaderboard.readme`: put summaries of leaderboards between their markers in README.md.
 
-A block `<!-- NAME: path/to/leaderboard.md -->` ... `<!-- end -->` is replaced by that file's tables, so that no number
+A block `<!-- NAME: path/to/leaderboard.md -->` ... `<!-- end -->` is replaced by that file's summary, so that no number
 in the README is typed by hand.
 """
 
@@ -15,10 +15,17 @@ BLOCK = re.compile(r"(<!-- \w+: (?P<path>[\w./-]+) -->\n).*?(<!-- end -->)", re.
 
 
 def tables(leaderboard: str) -> str:
-    """The tables of a generated leaderboard, each under its task's name in bold; without notes and skipped tasks."""
-    sections = re.split(r"^## ", leaderboard, flags=re.MULTILINE)[1:]
-    shown = [section for section in sections if "\n|" in section]
-    return "\n".join(f"**{title}**\n\n{body.strip()}\n" for title, _, body in (s.partition("\n") for s in shown))
+    """The summary of a generated leaderboard, each grid under its dataset's name in bold."""
+    _, _, summary = leaderboard.partition("\n## Summary\n")
+    sections = re.split(r"^### ", re.split(r"^## ", summary, flags=re.MULTILINE)[0], flags=re.MULTILINE)[1:]
+    return "\n".join(map(_shortened, sections))
+
+
+def _shortened(section: str) -> str:
+    """Title and facts of a grid in one line, then its table."""
+    head, _, table = section.partition("\n|")
+    title, _, facts = head.partition("\n")
+    return " ".join(filter(None, [f"**{title}**", facts.strip()])) + f"\n\n|{table.rstrip()}\n"
 
 
 def fill(readme: str, root: Path) -> str:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from evaluate.leaderboard.recipes import recipe
 from evaluate.leaderboard.samples import Pairs
-from evaluate.leaderboard.table import recipe
 from evaluate.records import Record, Score, checkpoint_key
 
 BY_SEED = "by_seed"  # outcomes (seeds, n) of a merged record

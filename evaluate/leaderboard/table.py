@@ -2,7 +2,7 @@
 
 Two fingerprints never share a column: where they differ there are two columns, each labelled with the fields that
 differ. The best cell of a column and those statistically tied with it are marked; baselines are no methods, so they
-take no part in that.
+take no part in that. They are marked twice: checkpoint by checkpoint, and with the seeds of each recipe as one method.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from evaluate.leaderboard import ties
-from evaluate.metrics.statistics import seed_mean_interval
+from evaluate.leaderboard import marks, ties
+from evaluate.leaderboard.recipes import Spread, recipe, spread
 from evaluate.records import Record, Score, Status, checkpoint_key
 
 SMOKE = "ShapeWorld is a smoke world, not a benchmark."
@@ -44,8 +44,17 @@ class Column:
     @property
     def label(self) -> str:
         """Dataset and metric, with the protocol fields that differ from the neighbouring columns in parentheses."""
+        return f"{self.dataset} {self._measure}"
+
+    @property
+    def short_label(self) -> str:
+        """As `label`, with the task in place of the dataset."""
+        return f"{self.task} {self._measure}"
+
+    @property
+    def _measure(self) -> str:
         unit = "" if self.scale == "fraction" else f" [{self.scale}]"
-        return f"{self.dataset} {self.metric}{unit}" + (f" ({self.differing})" if self.differing else "")
+        return f"{self.metric}{unit}" + (f" ({self.differing})" if self.differing else "")
 
 
 @dataclass
@@ -57,6 +66,12 @@ class Cell:
     best: bool = False
     tied: bool = False
     rank: float = math.nan  # 0 best .. 1 worst of the column
+    folded: int = 0  # the mark where seeds count as one method: 2 best, 1 tied with it, 0 neither
+
+    @property
+    def mark(self) -> int:
+        """2 best, 1 tied with it, 0 neither."""
+        return 2 if self.best else int(self.tied)
 
 
 @dataclass
@@ -74,23 +89,15 @@ class Row:
         return self.checkpoint.get("kind") == "baseline"
 
 
-class Spread(NamedTuple):
-    """Mean over seeds, their sample standard deviation and number, and the two-level 95 % interval of the mean."""
-
-    mean: float
-    deviation: float
-    seeds: int
-    low: float | None = None
-    high: float | None = None
-
-
 @dataclass
 class SeedMean:
-    """Over the seeds of one recipe, by column."""
+    """Over the seeds of one recipe, by column; marks as `Cell.folded`."""
 
     name: str
     label: str
+    rows: list[Row]
     values: dict[Column, Spread]
+    marks: dict[Column, int] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -119,13 +126,6 @@ class Table:
         """The same table with the columns of main metrics only."""
         return replace(self, columns=[column for column in self.columns if column.higher_is_better is not None])
 
-    def by_task(self) -> dict[str, list[Column]]:
-        """Columns of each task, in order."""
-        groups: dict[str, list[Column]] = defaultdict(list)
-        for column in self.columns:
-            groups[column.task].append(column)
-        return dict(groups)
-
     def rows_of(self, columns: Sequence[Column]) -> list[Row]:
         """The rows with a score in `columns`, or a reason for none; best mean rank first, baselines last."""
         places = {(column.task, column.dataset) for column in columns}
@@ -153,9 +153,11 @@ def build(
             row.cells[column] = Cell(record.scores[metric], record)
     _attach(rows, statuses)
     ordered = _tell_apart(sorted(columns.values(), key=_column_order))
+    means = seed_means(rows.values())
     for column in ordered:
-        _mark(column, rows.values())
-    table = Table(Path(root), ordered, list(rows.values()), seed_means(rows.values()), list(statuses), list(problems))
+        marks.mark(column, rows.values())
+        marks.mark_folded(column, rows.values(), means)
+    table = Table(Path(root), ordered, list(rows.values()), means, list(statuses), list(problems))
     table.rows.sort(key=lambda row: _order(row, ordered))
     return table
 
@@ -228,25 +230,7 @@ def _tell_apart(columns: Sequence[Column]) -> list[Column]:
     return labelled
 
 
-# ---- best, order, seeds
-
-
-def _mark(column: Column, rows: Iterable[Row]) -> None:
-    """Mark the best method of a column and those tied with it, and give every cell its rank."""
-    if column.higher_is_better is None:
-        return
-    sign = 1 if column.higher_is_better else -1
-    cells = [(row, row.cells[column]) for row in rows if column in row.cells]
-    cells = [(row, cell) for row, cell in cells if math.isfinite(cell.score.value)]
-    cells.sort(key=lambda pair: -sign * pair[1].score.value)
-    for place, (_, cell) in enumerate(cells):
-        cell.rank = place / max(1, len(cells) - 1)
-    methods = [cell for row, cell in cells if not row.is_baseline]
-    if not methods:
-        return
-    methods[0].best = True
-    for cell in methods[1:]:
-        cell.tied = ties.tied(methods[0].record, cell.record, column.metric)
+# ---- order, seeds
 
 
 def _order(row: Row, columns: Sequence[Column]) -> tuple:
@@ -254,15 +238,6 @@ def _order(row: Row, columns: Sequence[Column]) -> tuple:
     ranks = [row.cells[c].rank for c in columns if c in row.cells and not math.isnan(row.cells[c].rank)]
     mean = sum(ranks) / len(ranks) if ranks else 2.0
     return row.is_baseline, mean, row.checkpoint["name"], row.key
-
-
-def recipe(checkpoint: Mapping) -> tuple:
-    """What several seeds share: the name without its seed (or an explicit `recipe`) and all that describes training."""
-    seed = checkpoint.get("seed")
-    mark = rf"([-_. ](seed|s)?|seed)[-_=]?{re.escape(str(seed))}$"
-    name = checkpoint.get("recipe") or re.sub(mark, "", checkpoint["name"])
-    fields = ("kind", "objective", "backbone", "images_seen", "epoch", "label")
-    return name, *(str(checkpoint.get(name)) for name in fields)
 
 
 def seed_means(rows: Iterable[Row]) -> list[SeedMean]:
@@ -278,20 +253,8 @@ def seed_means(rows: Iterable[Row]) -> list[SeedMean]:
         columns = dict.fromkeys(column for row in group for column in row.cells)
         values = {c: spread([row.cells[c].score for row in group if c in row.cells]) for c in columns}
         label = group[0].checkpoint.get("label") or ""
-        means.append(SeedMean(key[0], label, {c: value for c, value in values.items() if value.seeds > 1}))
+        means.append(SeedMean(key[0], label, group, {c: value for c, value in values.items() if value.seeds > 1}))
     return [mean for mean in means if mean.values]
-
-
-def spread(scores: Sequence[Score]) -> Spread:
-    """Mean and deviation of the scores of several seeds, with an interval where each has one."""
-    values, n = [score.value for score in scores], len(scores)
-    mean = sum(values) / n
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1))
-    halves = [(s.high - s.low) / 2 for s in scores if s.low is not None and s.high is not None]
-    if n < 2 or len(halves) < n or not math.isfinite(mean):
-        return Spread(mean, deviation, n)
-    _, low, high = seed_mean_interval(values, halves)
-    return Spread(mean, deviation, n, low, high)
 
 
 # ---- numbers as text

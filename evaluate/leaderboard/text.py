@@ -1,15 +1,17 @@
-"""The table as plain text for a terminal: one block a task, the best and tied marked by an asterisk."""
+"""The summary as plain text for a terminal, the best and tied marked by an asterisk."""
 
 from __future__ import annotations
 
 from evaluate.leaderboard.escape import terminal as escape
-from evaluate.leaderboard.grid import ABOUT, Block, Entry, blocks, status_lines
+from evaluate.leaderboard.grid import Block, Entry, status_lines, summary
 from evaluate.leaderboard.table import Table
+
+WIDTH = 4  # columns of scores beside each other
 
 
 def render(table: Table) -> str:
-    """The whole table; control characters in names are removed."""
-    parts = [_block(block) for block in blocks(table)] or ["No records yet."]
+    """The summary with its notes; control characters in names are removed."""
+    parts = [_block(block) for block in summary(table, WIDTH)] or ["No records yet."]
     lines = [*table.notes, *status_lines(table.statuses), *table.problems]
     return "\n\n".join([*parts, "\n".join(map(escape, lines))]).strip() + "\n"
 
@@ -17,7 +19,8 @@ def render(table: Table) -> str:
 def _block(block: Block) -> str:
     rows = [[escape(cell) for cell in block.header]]
     rows += [[_cell(entry) for entry in line.entries] for line in block.lines]
-    return f"{escape(block.task)}\n{aligned(rows, left=len(ABOUT))}"
+    head = escape(" ".join([f"{block.title}." if block.facts else block.title, *block.facts]))
+    return f"{head}\n{aligned(rows, left=block.names)}"
 
 
 def aligned(rows: list[list[str]], left: int) -> str:
