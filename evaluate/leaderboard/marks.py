@@ -34,7 +34,7 @@ def mark_folded(column: Column, rows: Iterable[Row], means: Sequence[SeedMean]) 
     """Mark the best method of a column and those tied with it, the seeds of a recipe being one method."""
     if column.higher_is_better is None:
         return
-    several = [mean for mean in means if column in mean.values]
+    several = [mean for mean in means if column in mean.values and not mean.rows[0].is_baseline]
     inside = {row.key for mean in several for row in mean.rows}
     singles = [
         row.cells[column] for row in rows if column in row.cells and row.key not in inside and not row.is_baseline
@@ -52,8 +52,8 @@ def mark_folded(column: Column, rows: Iterable[Row], means: Sequence[SeedMean]) 
     order = [i for i in range(len(values)) if math.isfinite(values[i][0])]
     order.sort(key=lambda i: -sign * values[i][0])
     for i in order:
-        mark = 2 if i == order[0] else int(ties.tied(values[order[0]][1], values[i][1], column.metric))
+        found = 2 if i == order[0] else int(ties.tied(values[order[0]][1], values[i][1], column.metric))
         if i < len(several):
-            several[i].marks[column] = mark
+            several[i].marks[column] = found
         else:
-            singles[i - len(several)].folded = mark
+            singles[i - len(several)].folded = found
