@@ -115,6 +115,32 @@ def test_the_page_holds_every_score_with_its_marks_and_provenance(reader):
     assert [status["remedy"] for status in data["statuses"]] == ["download it"]
 
 
+def seeds_table():
+    """Two recipes of three seeds, one checkpoint of its own, and a task that one seed alone has."""
+    shares = {"bits": (0.9, 0.5, 0.7), "dino": (0.66, 0.66, 0.66)}
+    records = [
+        record(f"{name}-s{s}", rng.random(400) < share, checkpoint=checkpoint(f"{name}-s{s}", seed=s))
+        for name, each in shares.items()
+        for s, share in enumerate(each)
+        for rng in [np.random.default_rng(s)]
+    ]
+    lone = record("bits-s1", checkpoint=checkpoint("bits-s1", seed=1), task="linear")
+    return build([*records, record("alone", checkpoint=checkpoint("alone", parent="dino-s0"), correct=[0] * 400), lone])
+
+
+def test_the_page_holds_recipes_with_marks_of_their_own():
+    table = seeds_table()
+    data = page.payload(table)
+    (knn,) = [i for i, column in enumerate(data["columns"]) if column["task"] == "knn"]
+    for found, wanted in zip(data["seeds"], table.seed_means, strict=True):
+        assert [data["rows"][i]["name"] for i in found["rows"]] == [row.checkpoint["name"] for row in wanted.rows]
+        (value,) = [each for each in found["values"] if each[0] == knn]
+        (spread,) = [spread for column, spread in wanted.values.items() if column.task == "knn"]
+        assert value[1:6] == pytest.approx(list(spread), rel=1e-5) and value[6] in (1, 2), "recipes tie"
+    marked = {data["rows"][row]["name"]: mark for row, column, mark in data["marks"] if column == knn}
+    assert marked["bits-s0"] == 0, "the best seed is no method of its own where seeds are folded"
+
+
 def test_curves_of_records_and_of_training_are_in_the_page(tmp_path):
     curve = np.linspace([0.1, 0.2], [0.5, 0.4], 10)
     probe = record(HOSTILE, task="linear", outcomes={"curve_top1": curve, "sample_id": np.arange(4)})
@@ -239,6 +265,10 @@ def browser(tmp_path_factory):
     return opened
 
 
+def dialog_of(document: str) -> str:
+    return document[document.index("<dialog") : document.index("</dialog>")]
+
+
 @pytest.mark.slow
 def test_a_browser_draws_every_row_under_the_policy_of_the_page(browser, source):
     document = browser(source)
@@ -259,7 +289,7 @@ def test_a_browser_draws_every_row_under_the_policy_of_the_page(browser, source)
 def test_a_browser_sorts_filters_and_opens_the_provenance(browser, source):
     click = 'document.querySelector("td button").click()'
     document = browser(source, click)
-    dialog = document[document.index("<dialog") :]
+    dialog = dialog_of(document)
     assert re.match(r"<dialog[^>]* open", dialog) and "abc123" in dialog and "dataset fingerprint" in dialog
     names = r'<span class="name">([^<]*)</span>'
     by_name = browser(source, "document.querySelector('thead button[data-key=\"name\"]').click()")
@@ -269,6 +299,28 @@ def test_a_browser_sorts_filters_and_opens_the_provenance(browser, source):
         document = browser(source, change + 'c.dispatchEvent(new Event("input", {bubbles: true}))')
         shown = re.findall(names, document)
         assert "dino-s0" in shown and not others & set(shown) and (others or len(shown) == 1)
+
+
+@pytest.mark.slow
+def test_a_browser_folds_seeds_and_opens_the_record_of_each(browser):
+    content = page.render(seeds_table())
+    names = r'<span class="name">([^<]*)</span>'
+    document = browser(content)
+    assert re.findall(names, document) == ["bits", "dino", "alone"] and "1–3 of 3 methods, 2 columns" in document
+    assert document.count("3 seeds</span>") == 2 and "from dino-s0" in document
+    assert re.search(r'aria-label="[\d.]+, standard deviation [\d.]+ over 3 seeds, 95 % interval', document)
+    assert "100.00" not in document, "a task that one seed alone has is shown as that seed's score"
+    opened = 'document.querySelector("td small").closest("button").click();'
+    document = browser(content, opened)
+    dialog = dialog_of(document)
+    assert [name for name in ("bits-s0", "bits-s1", "bits-s2") if name in dialog] == ["bits-s0", "bits-s1", "bits-s2"]
+    assert "abc123" not in dialog, "a mean has no provenance of its own"
+    document = browser(content, opened + 'document.querySelectorAll(".seeds button")[2].click()')
+    dialog = dialog_of(document)
+    assert "abc123" in dialog and ">bits-s2</h2>" in dialog and "All seeds" in dialog
+    unfold = 'const c = document.getElementById("fold"); c.checked = false;'
+    document = browser(content, unfold + 'c.dispatchEvent(new Event("input", {bubbles: true}))')
+    assert len(re.findall(names, document)) == 7 and "of 7 checkpoints" in document
 
 
 @pytest.mark.slow

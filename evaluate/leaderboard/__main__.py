@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not Path(options.records).is_dir():
         parser.error(f"--records {options.records}: no such folder; evaluate a checkpoint first")
     sys.stdout.write(rebuild(options.records, options.output, options.runs))
-    print(f"\nWrote {options.output}/leaderboard.md, .csv, .json, .tex and .html, and {options.output}/paper")
+    print(f"\nWrote {options.output}/paper and {options.output}/leaderboard.md, .csv, .json, .tex and .html")
+    print(f"Open {(Path(options.output) / 'leaderboard.html').resolve().as_uri()}")
     return 0
 
 

@@ -17,7 +17,7 @@ from evaluate.leaderboard.table import Column, Row, SeedMean, Table, interval, n
 from evaluate.records import Score, Status
 
 NAMES = {"objective": "Objective", "backbone": "Backbone", "parent": "From"}  # of a checkpoint, shown where they tell
-WIDTH = 8  # columns of scores in a block
+WIDTH = 6  # columns of scores in a block
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,9 @@ def _grids(table: Table, width: int) -> list[tuple[str, list[Column]]]:
             measured[column.dataset].add(row.key)
     grids: list[tuple[list[str], list[Column]]] = []
     for dataset, own in sorted(columns.items()):
-        for start in range(0, len(own), width):
-            part, last = own[start : start + width], grids[-1] if grids else ([], [])
+        size = math.ceil(len(own) / math.ceil(len(own) / width))  # twelve are six and six, not eight and four
+        for start in range(0, len(own), size):
+            part, last = own[start : start + size], grids[-1] if grids else ([], [])
             fits = len(last[1]) + len(part) <= width
             if not start and last[0] and fits and measured[last[0][-1]] == measured[dataset]:
                 grids[-1] = (last[0] + [dataset], last[1] + part)

@@ -31,23 +31,56 @@ data.rows.forEach((row, place) => {
   }
   row.gaps = new Map(row.missing.map(([task, dataset, ...rest]) => [task + "\n" + dataset, rest]));
 });
-data.columns.forEach((column, number) => {
-  column.number = number;
-  column.place = column.task + "\n" + column.dataset;
+for (const [row, column, mark] of data.marks) data.rows[row].cells.get(column).folded = mark;
+
+// ---- the seeds of a recipe as one row; a cell of it holds the seeds' own cells
+const recipes = data.seeds.map((mean) => {
+  const seeds = mean.rows.map((at) => data.rows[at]);
+  const first = seeds[0];
+  const row = { ...first, name: mean.name, label: mean.label, seed: undefined, seeds, cells: new Map(), training: undefined };
+  row.place = seeds.reduce((sum, seed) => sum + seed.place, 0) / seeds.length;
+  row.text = seeds.map((seed) => seed.text).join(" ");
+  for (const seed of seeds) {
+    seed.folds = true;
+    for (const [column, cell] of seed.cells) row.cells.set(column, { ...cell, of: seed }); // alone, where others lack it
+  }
+  for (const [column, value, deviation, count, low, high, mark] of mean.values) {
+    row.cells.set(column, { value, deviation, count, low, high, mark, seeds: seeds.filter((seed) => seed.cells.has(column)) });
+  }
+  return row;
+});
+const rowsBy = { each: data.rows, folded: [...recipes, ...data.rows.filter((row) => !row.folds)] };
+
+function scale(rows, number) { // what whiskers of a column are drawn on
   let low = Infinity, high = -Infinity;
-  const methods = data.rows.filter((row) => !row.baseline && row.cells.has(number));
-  for (const row of methods.length ? methods : data.rows) { // a baseline far below would squeeze all whiskers together
+  const methods = rows.filter((row) => !row.baseline && row.cells.has(number));
+  for (const row of methods.length ? methods : rows) { // a baseline far below would squeeze all whiskers together
     const cell = row.cells.get(number);
     if (!cell || cell.value === null) continue;
     low = Math.min(low, cell.low ?? cell.value);
     high = Math.max(high, cell.high ?? cell.value);
   }
   const margin = (high - low) * 0.04 || 1;
-  column.low = low - margin;
-  column.span = high - low + 2 * margin;
+  return { low: low - margin, span: high - low + 2 * margin };
+}
+
+data.columns.forEach((column, number) => {
+  column.number = number;
+  column.place = column.task + "\n" + column.dataset;
+  column.scales = { each: scale(rowsBy.each, number), folded: recipes.length ? scale(rowsBy.folded, number) : null };
 });
 
+function view() {
+  return recipes.length && $("fold").checked ? "folded" : "each";
+}
+
+function mark(cell) {
+  return view() === "folded" ? cell.folded ?? cell.mark : cell.mark;
+}
+
 const SPOKEN = ["", ", tied with the best", ", best"];
+const backbones = new Set(data.rows.filter((row) => !row.baseline).map((row) => row.backbone));
+const shared = { backbone: backbones.size === 1 ? [...backbones][0] : "" }; // said once, above the table
 const shownCells = new WeakMap(); // button -> what its dialog shows
 const state = { sort: null, direction: 1, page: 0, focus: [0, 0] };
 
@@ -75,7 +108,7 @@ function settings(column) {
 function visibleRows(columns) {
   const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const objective = $("objective").value;
-  const rows = data.rows.filter((row) =>
+  const rows = rowsBy[view()].filter((row) =>
     (!objective || row.objective === objective) && ($("baselines").checked || !row.baseline) &&
     words.every((word) => row.text.includes(word)) &&
     columns.some((c) => row.cells.has(c.number) || row.gaps.has(c.place)));
@@ -109,8 +142,9 @@ function draw() {
   $("previous").disabled = state.page === 0;
   $("next").disabled = state.page >= pages - 1;
   $("status").textContent = rows.length
-    ? `${state.page * size + 1}–${state.page * size + shown.length} of ${rows.length} checkpoints, ${columns.length} columns`
+    ? `${state.page * size + 1}–${state.page * size + shown.length} of ${rows.length} ${view() === "folded" ? "methods" : "checkpoints"}, ${columns.length} columns`
     : "No checkpoints";
+  document.querySelectorAll(".legend .pictured").forEach((entry) => { entry.hidden = !table.querySelector("td .pictured"); });
 }
 
 function head(columns) {
@@ -154,7 +188,9 @@ function sortBy(key) {
 }
 
 function line(row, columns, i) {
-  const about = [row.objective, row.backbone, row.epoch !== undefined ? `epoch ${row.epoch}` : "", row.seed !== undefined ? `seed ${row.seed}` : ""];
+  const about = [named(row) ? "" : row.objective, shared.backbone ? "" : row.backbone, row.epoch !== undefined ? `epoch ${row.epoch}` : ""];
+  if (row.parent && !row.name.startsWith(row.parent)) about.push(`from ${row.parent}`);
+  about.push(row.seeds ? `${row.seeds.length} seeds` : row.seed !== undefined ? `seed ${row.seed}` : "");
   const first = make("th", { class: "first", scope: "row" },
     make("span", { class: "name" }, row.name),
     make("span", { class: "about" }, row.baseline ? "baseline: no method at all" : about.filter(Boolean).join(" · ")),
@@ -164,19 +200,28 @@ function line(row, columns, i) {
   return element;
 }
 
+function named(row) { // by its objective
+  const plain = (text) => (text ?? "").toLowerCase().replaceAll(/[^a-z0-9]/g, "");
+  return plain(row.name).includes(plain(row.objective));
+}
+
 function scoreCell(row, column, i, j) {
   const cell = row.cells.get(column.number);
   if (!cell) {
     const gap = row.gaps.get(column.place);
-    return gap ? make("td", { class: "empty problem", title: gap[1] }, gap[0]) : make("td", { class: "empty" }, "–");
+    return gap ? make("td", { class: `empty problem ${gap[0] === "failed" ? "failed" : ""}`, title: gap[1] }, gap[0]) : make("td", { class: "empty" }, "–");
   }
-  const mark = ["", "tied", "best"][cell.mark];
+  const kind = mark(cell);
   const text = number(cell.value, column.scale);
-  const button = make("button", { type: "button", tabindex: "-1", "aria-label": text + interval(cell, column) + SPOKEN[cell.mark] },
-    make("span", { class: "score" }, text), whisker(cell, column));
+  const spread = cell.seeds ? make("small", {}, ` ± ${number(cell.deviation, column.scale)}`) : "";
+  const spoken = cell.seeds ? `, standard deviation ${number(cell.deviation, column.scale)} over ${cell.count} seeds` : "";
+  const pictured = cell.record?.pictures.length || cell.seeds?.some((seed) => seed.cells.get(column.number).record.pictures.length);
+  const label = text + spoken + interval(cell, column) + SPOKEN[kind] + (pictured ? ", with pictures" : "");
+  const score = make("span", { class: "score" }, pictured ? make("i", { class: "pictured" }) : "", text, spread);
+  const button = make("button", { type: "button", tabindex: "-1", "aria-label": label }, score, whisker(cell, column));
   button.dataset.at = `${i},${j}`;
   shownCells.set(button, [row, column, cell]);
-  return make("td", { class: mark }, button);
+  return make("td", { class: ["", "tied", "best"][kind] }, button);
 }
 
 function interval(cell, column) {
@@ -187,7 +232,8 @@ function interval(cell, column) {
 function whisker(cell, column) { // one element, drawn by its background: thousands of them are on a page
   const track = make("span", { class: "track" });
   if (cell.value === null) return track;
-  const share = (value) => Math.min(1, Math.max(0, (value - column.low) / column.span));
+  const range = column.scales[view()];
+  const share = (value) => Math.min(1, Math.max(0, (value - range.low) / range.span));
   const [low, high] = [cell.low ?? cell.value, cell.high ?? cell.value].map(share);
   track.style.setProperty("--low", `${100 * low}%`);
   track.style.setProperty("--high", `${100 * high}%`);
@@ -196,18 +242,46 @@ function whisker(cell, column) { // one element, drawn by its background: thousa
   return track;
 }
 
-// ---- provenance of one score
-function show(row, column, cell) {
+// ---- provenance of one score, or the seeds behind a mean
+function show(row, column, cell, back = null) {
+  if (cell.seeds) showSeeds(row, column, cell);
+  else showRecord(cell.of ?? row, column, cell, back);
+  if (!$("details").open) $("details").showModal();
+  $("details-body").scrollTop = 0;
+}
+
+function big(cell, column, deviation = "") {
+  const text = cell.low === null || cell.high === null ? "" : ` ${number(cell.low, column.scale)} to ${number(cell.high, column.scale)} (95 %)`;
+  return make("p", { class: "big" }, number(cell.value, column.scale), make("small", {}, ` ${deviation}${unit(column.scale)}${text}`));
+}
+
+function showSeeds(row, column, cell) {
+  $("details-title").textContent = row.name;
+  const list = cell.seeds.map((seed) => {
+    const own = seed.cells.get(column.number);
+    const button = make("button", { type: "button" }, make("span", {}, seed.name), make("span", {}, number(own.value, column.scale) + interval(own, column)));
+    button.addEventListener("click", () => { show(seed, column, own, [row, column, cell]); $("details-body").focus(); });
+    return make("li", {}, button);
+  });
+  $("details-body").replaceChildren(
+    make("p", { class: "where" }, `${column.metric} of ${column.task} on ${column.dataset}, mean and standard deviation of ${cell.count} seeds`),
+    big(cell, column, `± ${number(cell.deviation, column.scale)} `),
+    make("h3", {}, "Seeds"), make("ul", { class: "seeds" }, ...list));
+}
+
+function showRecord(row, column, cell, back) {
   const { record } = cell;
   $("details-title").textContent = row.name;
-  const text = cell.low === null || cell.high === null ? "" : ` ${number(cell.low, column.scale)} to ${number(cell.high, column.scale)} (95 %)`;
+  const all = back && make("button", { type: "button", class: "back" }, "← All seeds");
+  all?.addEventListener("click", () => { show(...back); $("details-body").focus(); });
   const where = `${column.metric} of ${column.task} on ${column.dataset}, ${cell.n} ${record.extra.unit}${cell.n === 1 ? "" : "s"}`;
   const memory = record.memory === null ? null : `${record.memory} MB`;
   const seconds = record.seconds === null ? null : `${record.seconds} s`;
   const checkpoint = Object.fromEntries(["label", "kind", "objective", "backbone", "images_seen", "epoch", "seed", "parent", "weights_digest"].map((k) => [k, row[k]]));
   $("details-body").replaceChildren(
+    ...(all ? [all] : []),
     make("p", { class: "where" }, where),
-    make("p", { class: "big" }, number(cell.value, column.scale), make("small", {}, ` ${unit(column.scale)}${text}`)),
+    big(cell, column),
     ...record.curves.flatMap(([title, across, line]) => drawing(title, across, "fraction", [line])),
     ...part("Checkpoint", checkpoint),
     ...part("Protocol", { ...column.protocol, fingerprint: column.fingerprint }),
@@ -216,8 +290,6 @@ function show(row, column, cell) {
     ...pictures(record.pictures),
     ...part("Notes", Object.fromEntries(record.extra.notes.map((note, i) => [i + 1, note]))),
     ...(row.training ?? []).flatMap((line) => drawing(`Training: ${line[0]}`, "images seen", "", [line])));
-  $("details").showModal();
-  $("details-body").scrollTop = 0;
 }
 
 function pictures(addresses) { // what a task left for a person to look at
@@ -314,19 +386,19 @@ function listing(id, titles, lines) {
 function fill() {
   const methods = data.rows.filter((row) => !row.baseline).length;
   const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
-  $("summary").textContent = `${count(methods, "checkpoint")}, ${count(data.rows.length - methods, "baseline")}, ${count(new Set(data.columns.map((c) => c.task)).size, "task")}. Shares in percent.`;
-  $("notes").append(...data.notes.map((note) => make("li", {}, make("span", { class: /smoke world/.test(note) ? "smoke" : "" }, note))));
+  const tasks = new Set(data.columns.map((c) => c.task)).size;
+  const facts = [`${count(methods, "checkpoint")}, ${count(data.rows.length - methods, "baseline")}, ${count(tasks, "task")}. Shares in percent.`];
+  if (shared.backbone) facts.push(`Backbone ${shared.backbone}.`);
+  $("summary").textContent = facts.join(" ");
+  const [warnings, notes] = [true, false].map((wanted) => data.notes.filter((note) => /smoke world/.test(note) === wanted));
+  $("warnings").append(...warnings.map((note) => make("p", { class: "smoke" }, note)));
+  $("notes").append(...notes.map((note) => make("p", {}, note)));
+  $("reading").hidden = !notes.length;
+  $("fold").closest("label").hidden = !recipes.length;
   options("task", "All tasks", data.columns.map((column) => column.task));
   options("dataset", "All datasets", data.columns.map((column) => column.dataset));
   options("objective", "All objectives", data.rows.map((row) => row.objective));
   options("protocol", "All protocols", varying());
-  const seeds = data.seeds.flatMap((mean) => mean.values.map(([at, average, deviation, n, low, high]) => {
-    const column = data.columns[at];
-    const what = [column.dataset, column.metric, column.differing && `(${column.differing})`].filter(Boolean).join(" ");
-    return [mean.name + (mean.label ? ` (${mean.label})` : ""), column.task, what, `${number(average, column.scale)} ± ${number(deviation, column.scale)}`,
-      low === null ? "–" : `${number(low, column.scale)} to ${number(high, column.scale)}`, String(n)];
-  }));
-  listing("seeds", ["Recipe", "Task", "Column", "Mean ± standard deviation", "95 % interval (seeds and samples)", "Seeds"], seeds);
   listing("statuses", ["Checkpoint", "Task", "Dataset", "Status", "Reason", "Remedy"],
     data.statuses.map((s) => [s.checkpoint, s.task, s.dataset, s.status, s.reason, s.remedy]));
   figures();

@@ -21,7 +21,7 @@ from evaluate.leaderboard import curves
 from evaluate.leaderboard.curves import Curve, Figure
 from evaluate.leaderboard.export import ABOUT, file_name
 from evaluate.leaderboard.grid import title
-from evaluate.leaderboard.table import Cell, Column, Row, Table, choices
+from evaluate.leaderboard.table import Cell, Column, Row, SeedMean, Table, choices
 from evaluate.records import Record
 
 PER_RECORD = ("seconds", "peak_memory_mb", "date")  # differs from record to record; the rest of the provenance repeats
@@ -79,15 +79,20 @@ def payload(
     A record is [shared, extra, seconds, memory, date, file, cells], its file number one of `files`, in the row's folder
     unless it names another, followed by the addresses of its pictures where there are any; a cell is
     [column, value, low, high, n, mark] with mark 2 best, 1 tied with it, 0 neither; a missing number is null. A line is
-    [name, x, y]; `curves` of a row are the figures of its records by their number, `training` the lines of its log.
+    [name, x, y]; `curves` of a row are the figures of its records by their number, `training` the lines of its log. A
+    mean over seeds is [column, mean, deviation, seeds, low, high, mark]; `marks` are those [row, column, mark] of
+    checkpoints that differ where the seeds of a recipe are one row.
     """
     pools = _Pool(), _Pool(), _Pool()
     position = {column: i for i, column in enumerate(table.columns)}
     specs = curves.read_figures()
     rows = [_row(row, position, table.root, pools, output) | _lines(row, specs, runs) for row in table.rows]
-    seeds = [
-        {"name": m.name, "label": m.label, "values": [[position[c], *map(_short, v)] for c, v in m.values.items()]}
-        for m in table.seed_means
+    at = {row.key: i for i, row in enumerate(table.rows)}
+    marks = [
+        [i, position[column], cell.folded]
+        for i, row in enumerate(table.rows)
+        for column, cell in row.cells.items()
+        if cell.folded != cell.mark
     ]
     missing = [{**vars(status), "checkpoint": title(status.checkpoint)} for status in table.statuses]
     return {
@@ -96,10 +101,16 @@ def payload(
         "rows": rows,
         "figures": [_figure(figure) for figure in drawn],
         **{name: pool.values for name, pool in zip(("shared", "extra", "files"), pools, strict=True)},
-        "seeds": seeds,
+        "seeds": [_seeds(mean, position, at) for mean in table.seed_means],
+        "marks": marks,
         "statuses": missing,
         "problems": table.problems,
     }
+
+
+def _seeds(mean: SeedMean, position: Mapping[Column, int], at: Mapping[str, int]) -> dict[str, Any]:
+    values = [[position[c], *map(_short, value), mean.marks.get(c, 0)] for c, value in mean.values.items()]
+    return {"name": mean.name, "label": mean.label, "rows": [at[row.key] for row in mean.rows], "values": values}
 
 
 def _column(column: Column) -> dict[str, Any]:
@@ -172,8 +183,7 @@ def _pictures(record: Record, root: Path, output: str | Path | None) -> list[str
 
 def _cell(column: int, cell: Cell) -> list:
     score = cell.score
-    mark = 2 if cell.best else int(cell.tied)
-    return [column, _short(score.value), _short(score.low), _short(score.high), score.n, mark]
+    return [column, _short(score.value), _short(score.low), _short(score.high), score.n, cell.mark]
 
 
 def _short(value: float | None) -> float | None:

@@ -20,6 +20,7 @@ from evaluate.leaderboard.recipes import Spread, recipe, spread
 from evaluate.records import Record, Score, Status, checkpoint_key
 
 SMOKE = "ShapeWorld is a smoke world, not a benchmark."
+USUAL = ("knn", "linear", "linear_cached", "retrieval", "hamming")  # what is looked at first
 BASELINES = "Rows in italics are baselines (an untrained backbone, raw pixels): no method at all."
 
 
@@ -163,8 +164,9 @@ def build(
 
 
 def _column_order(column: Column) -> tuple:
-    """By task and dataset, the main metric first."""
-    return column.task, column.dataset, column.higher_is_better is None, column.metric, column.fingerprint
+    """By task, the usual ones first, and dataset, the main metric first."""
+    usual = USUAL.index(column.task) if column.task in USUAL else len(USUAL)
+    return usual, column.task, column.dataset, column.higher_is_better is None, column.metric, column.fingerprint
 
 
 def _column(record: Record, metric: str, fingerprint: str) -> Column:
@@ -253,6 +255,7 @@ def seed_means(rows: Iterable[Row]) -> list[SeedMean]:
         columns = dict.fromkeys(column for row in group for column in row.cells)
         values = {c: spread([row.cells[c].score for row in group if c in row.cells]) for c in columns}
         label = group[0].checkpoint.get("label") or ""
+        group.sort(key=lambda row: (len(str(row.checkpoint["seed"])), str(row.checkpoint["seed"])))
         means.append(SeedMean(key[0], label, group, {c: value for c, value in values.items() if value.seeds > 1}))
     return [mean for mean in means if mean.values]
 
