@@ -143,7 +143,7 @@ def finish(done: Evaluator, output: str) -> None:
     """Rewrite and print the leaderboard, say what happened; exit with 1 when something failed or nothing could run."""
     usable = len(done.written) + done.current
     if usable:
-        sys.stdout.write(rebuild(done.root, output) + "\n")
+        sys.stdout.write(rebuild(done.root, output, done.runs) + "\n")
     failed = [status for status in done.unfit if status.status == "failed"]
     for status in failed if usable else done.unfit:
         where = f"{status.task} on {status.dataset}, {status.checkpoint['name']}"

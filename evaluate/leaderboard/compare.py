@@ -17,9 +17,11 @@ import numpy as np
 
 from evaluate.leaderboard import seeds
 from evaluate.leaderboard.grid import title
-from evaluate.leaderboard.samples import Sample, average_to, extremes, paired
+from evaluate.leaderboard.samples import Sample, average_to, extremes, paired, pixels
 from evaluate.leaderboard.table import choices, differing_fields
 from evaluate.metrics import statistics
+from evaluate.metrics.paired_iou import paired_iou
+from evaluate.metrics.segmentation import mean_iou_of_totals
 from evaluate.records import Record, checkpoint_key
 
 LEVEL = 0.05
@@ -31,9 +33,9 @@ class Comparison:
     """`other` against `reference` on one task and dataset under one protocol.
 
     `difference` is other minus reference in the unit of the score; `low` and `high` bound `mean_difference`, that of
-    the paired outcomes, at 95 %. `counts` are the samples on which other is better, equal, worse; `most_better` and
-    `most_worse` those on which it is so by most. `adjusted` is Holm's p-value over all comparisons made together.
-    Without paired outcomes all of these are None or empty and `note` says why.
+    the paired outcomes (of the score itself for a mean IoU), at 95 %. `counts` are the samples on which other is
+    better, equal, worse; `most_better` and `most_worse` those on which it is so by most. `adjusted` is Holm's p-value
+    over all comparisons made together. Without paired outcomes all of these are None or empty and `note` says why.
     """
 
     reference: Record
@@ -69,7 +71,8 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
     """Compare two records of one protocol; raises ValueError naming the fields that differ if they are not comparable.
 
     Interval: paired bootstrap over samples, or over whole groups where they come in groups (frames of a video).
-    p-value: McNemar for outcomes 0 or 1, sign-flip permutation for others and for groups. Where a side is a recipe of
+    p-value: McNemar for outcomes 0 or 1, sign-flip permutation for others and for groups. A mean IoU whose pixels were
+    kept is itself resampled and permuted by image. Where a side is a recipe of
     several seeds, both come from the two-level bootstrap.
     """
     if reference.fingerprint != other.fingerprint:
@@ -82,11 +85,16 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
     by_seed = seeds.tables(reference, other, pairs)
     options: dict[str, Any] = {"samples": samples, "seed": seed, "groups": groups}
     better, worse = extremes(pairs, KEPT, higher_is_better=other.higher_is_better, seed=seed)
-    if by_seed is None:
+    of_set = None if by_seed or groups is not None else _iou(reference, other, samples, seed)
+    if of_set is not None:
+        interval = of_set
+    elif by_seed is None:
         interval = statistics.paired_bootstrap(b, a, **options)
     else:
         interval = statistics.seeds_difference(by_seed[1], by_seed[0], **options)
-    if by_seed is not None:
+    if of_set is not None:
+        test, p_value = "permutation of images", of_set.p_value
+    elif by_seed is not None:
         test, p_value = "two-level bootstrap", interval.p_value
     elif groups is not None:
         test, p_value = "permutation of groups", statistics.permutation_test(b, a, **options)
@@ -94,7 +102,7 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
         test, p_value = "McNemar", statistics.mcnemar(b, a)
     else:
         test, p_value = "permutation", statistics.permutation_test(b, a, samples=samples, seed=seed)
-    scores_are_means = average_to(a, reference.score) and average_to(b, other.score)
+    scores_are_means = of_set is not None or average_to(a, reference.score) and average_to(b, other.score)
     return replace(
         plain,
         mean_difference=interval.difference,
@@ -107,6 +115,19 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
         most_worse=tuple(worse),
         note="; ".join(_caveats(scores_are_means, by_seed)),
     )
+
+
+def _iou(reference: Record, other: Record, samples: int, seed: int) -> statistics.PairedDifference | None:
+    """The test of a mean IoU itself, where the pixels behind both scores were kept; None for any other score."""
+    kept = pixels(reference, other)
+    if kept is None:
+        return None
+    rule = bool(reference.protocol.get("empty_as_zero", False))
+    sums = np.array([table.sum(axis=0, dtype=np.float64) for table in kept])
+    found = mean_iou_of_totals(sums, rule)
+    if not np.allclose(found, [reference.score.value, other.score.value], atol=1e-6):
+        return None  # the pixels are behind another score of these records
+    return paired_iou(kept[1], kept[0], samples=samples, seed=seed, empty_as_zero=rule)
 
 
 def _caveats(scores_are_means: bool, by_seed: tuple[np.ndarray, np.ndarray] | None) -> list[str]:

@@ -53,6 +53,21 @@ def paired(a: Record, b: Record) -> Pairs | None:
     return Pairs(x[defined], y[defined], groups[defined] if groups is not None else None, ids_a[defined])
 
 
+def pixels(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray] | None:
+    """Pixels of every class by image (n, 3, C) of two segmentations, in one order; None where not kept of the same."""
+    tables = []
+    for record in (a, b):
+        if "class_pixels" not in record.outcomes or "sample_id" not in record.outcomes:
+            return None
+        ids, table = record.outcomes["sample_id"], record.outcomes["class_pixels"]
+        if table.ndim != 3 or len(table) != len(ids):
+            return None
+        order = np.argsort(ids, kind="stable")
+        tables.append((ids[order], table[order]))
+    (ids_a, one), (ids_b, two) = tables
+    return (one, two) if one.shape == two.shape and len(one) > 1 and np.array_equal(ids_a, ids_b) else None
+
+
 def extremes(pairs: Pairs, count: int, *, higher_is_better: bool, seed: int = 0) -> tuple[list[Sample], list[Sample]]:
     """The samples on which `b` is better than `a` by most, and those on which it is worse by most, `count` at most.
 

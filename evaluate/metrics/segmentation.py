@@ -69,12 +69,16 @@ class ClassCounts:
     def iou(self, index: int | None = None) -> np.ndarray | float:
         """Mean IoU of every image, (n,), or of one, over the classes that occur in it; NaN where no pixel counts."""
         if index is not None:
-            return float(_mean_iou(self._rows[index].astype(np.float64)[None], False)[0])
-        return _mean_iou(np.array(self._rows, np.float64).reshape(-1, 3, self.classes), False)
+            return float(mean_iou_of_totals(self._rows[index].astype(np.float64)[None], False)[0])
+        return mean_iou_of_totals(np.array(self._rows, np.float64).reshape(-1, 3, self.classes), False)
+
+    def by_image(self) -> np.ndarray:
+        """Correct, true and predicted pixels of every class by image, (n, 3, C) uint32: what a paired test needs."""
+        return np.array(self._rows, np.uint32).reshape(-1, 3, self.classes)
 
     def interval(self, empty_as_zero: bool = False) -> tuple[float | None, float | None]:
         """Interval at 95 % of the mean IoU of the set, by resampling images; None for both ends where unknown."""
-        return self._bootstrap(lambda totals: _mean_iou(totals, empty_as_zero))
+        return self._bootstrap(lambda totals: mean_iou_of_totals(totals, empty_as_zero))
 
     def accuracy_interval(self) -> tuple[float | None, float | None]:
         """Interval at 95 % of the share of correct pixels, by resampling images."""
@@ -94,8 +98,8 @@ class ClassCounts:
         return max(whole + low, 0.0), min(whole + high, 1.0)
 
 
-def _mean_iou(totals: np.ndarray, empty_as_zero: bool) -> np.ndarray:
-    """Mean IoU (m,) of correct, true and predicted pixels by class (m, 3, C)."""
+def mean_iou_of_totals(totals: np.ndarray, empty_as_zero: bool) -> np.ndarray:
+    """Mean IoU (m,), NaN where no pixel counts, of correct, true and predicted pixels by class (m, 3, C)."""
     correct, true, predicted = totals.transpose(1, 0, 2)
     union = true + predicted - correct
     overlap = correct / np.maximum(union, 1)

@@ -136,6 +136,9 @@ class DenseRetrieval(Task):
                 tiles.append(tiles_of(pixels, truth, found, test.paths[row], counts.iou(-1)))
         scores = self.scores(total, counts)
         outcomes = {"sample_id": np.array([test.paths[row] for row in rows]), "miou": counts.iou()}
+        outcomes |= (
+            {} if self.rules["hungarian"] else {"class_pixels": counts.by_image()}
+        )  # renaming is of the whole set
         files = {"per_class.csv": class_table(test.classes, total)}
         if tiles:
             pairs = (tiles[i : i + PER_ROW] for i in range(0, len(tiles), PER_ROW))
