@@ -1,9 +1,11 @@
 """Speed of MaskCut, J&F and COCO AP against plain references written here from the published definitions.
 
-Each `bench_*` returns rows (name, our seconds, reference seconds, ratio): the best of a few alternating runs. Both
-sides must agree first, since a faster wrong answer is no result.
+Each row is (name, our seconds, reference seconds, ratio): the best of a few alternating runs. Both sides must agree
+first, J and F to the last bit, since a faster wrong answer is no result. `python -m evaluate.bench_dense --output
+results/bench/dense.md` writes the table with the machine that it holds for.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -19,9 +21,15 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from evaluate.bench import machine
+from evaluate.dense import dense_features
+from evaluate.features import Store
 from evaluate.metrics.coco import coco_ap, encode_mask
+from evaluate.metrics.graph_cut import maskcut_batch, masks_to_detections
 from evaluate.metrics.video import contour_tolerance, evaluate_sequence
+from evaluate.storage import write_whole
 from evaluate.tasks.objects import maskcut
+from pretrain.backbones import Backbone
 
 Row = tuple[str, float, float, float]
 
@@ -51,7 +59,13 @@ def bench_jf(frames: int = 10, objects: int = 3, repeats: int = 5) -> list[Row]:
         return np.stack([scores.j, scores.f])
 
     return [
-        _race(f"J&F, {frames} frames, {objects} objects", ours, lambda: _plain_jf(truth, prediction, objects), repeats)
+        _race(
+            f"J&F, {frames} frames of 480 x 854, {objects} objects",
+            ours,
+            lambda: _plain_jf(truth, prediction, objects),
+            repeats,
+            exact=True,
+        )
     ]
 
 
@@ -76,9 +90,35 @@ def bench_coco(images: int = 200, repeats: int = 4) -> list[Row]:
     return rows
 
 
-def _race(name: str, ours: Callable[[], Any], reference: Callable[[], Any], repeats: int) -> Row:
+def bench_path(batch: int | None = None, rounds: int = 3) -> tuple[str, float, float]:
+    """The whole path from pixels to COCO results, ViT-S/16 at 480 px: device, images a second, share of the backbone.
+
+    On a GPU where there is one; the weights are random, which moves no time.
+    """
+    store = Store(tempfile.gettempdir(), quiet=True)
+    on_gpu = store.device.type == "cuda"
+    batch = batch or (16 if on_gpu else 2)
+    backbone = Backbone(name="vit_small_patch16_224", image_size=480, patch_size=16, init="fan_in").eval()
+    pixels = torch.randint(0, 256, (batch, 3, 480, 480), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    forward, whole = np.inf, np.inf
+    for _ in range(rounds + 1):  # the first one warms up
+        start = time.perf_counter()
+        keys = dense_features(store, backbone, pixels, "keys").permute(0, 3, 1, 2)
+        if on_gpu:
+            torch.cuda.synchronize()
+        middle = time.perf_counter()
+        for masks in maskcut_batch(keys, tau=0.15):
+            masks_to_detections(masks, (480, 640), image_id=1, input_size=(480, 480))
+        whole, forward = min(whole, time.perf_counter() - start), min(forward, middle - start)
+    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+    return device, batch / whole, forward / whole
+
+
+def _race(
+    name: str, ours: Callable[[], Any], reference: Callable[[], Any], repeats: int, *, exact: bool = False
+) -> Row:
     """Best times of alternating runs, so that a busy machine slows both; RuntimeError when results differ."""
-    if not np.allclose(np.asarray(ours()), np.asarray(reference()), rtol=0, atol=1e-9):
+    if not np.allclose(np.asarray(ours()), np.asarray(reference()), rtol=0, atol=0 if exact else 1e-9):
         raise RuntimeError(f"{name}: the fast and the reference result differ")
     best = [np.inf, np.inf]
     for _ in range(repeats):
@@ -220,11 +260,38 @@ def _pycocotools(path: Path, detections: list[dict], *, iou_type: str, class_agn
     return evaluator.stats
 
 
+def table(rows: list[Row], path: tuple[str, float, float], about: dict[str, Any]) -> str:
+    """The results as a page in Markdown."""
+    head = [
+        "# Speed of the dense tasks",
+        "",
+        "Best of alternating runs in one process; the ratios are what to compare.",
+    ]
+    facts = [f"- {key}: {value}" for key, value in about.items()]
+    lines = [f"| {name} | {ours:.4f} | {reference:.4f} | {ratio:.1f}x |" for name, ours, reference, ratio in rows]
+    device, speed, share = path
+    end = f"MaskCut from pixels to COCO results, ViT-S/16 at 480 px on {device}: {speed:.2f} images a second, "
+    end += f"{100 * (1 - share):.0f} % of the time outside the backbone."
+    body = ["| work | ours, s | reference, s | ratio |", "|:--|--:|--:|--:|", *lines]
+    return "\n".join([*head, "", *facts, "", *body, "", end, ""])
+
+
 def main() -> None:
-    """Print one line a row."""
+    """Print one line a row; with --output write them as a page in Markdown."""
+    parser = argparse.ArgumentParser(prog="python -m evaluate.bench_dense", description=main.__doc__)
+    parser.add_argument("--output", type=Path, help="also write the table here")
+    arguments = parser.parse_args()
+    rows = []
     for bench in (bench_maskcut, bench_jf, bench_coco):
-        for name, ours, reference, ratio in bench():
+        for row in bench():
+            rows.append(row)
+            name, ours, reference, ratio = row
             print(f"{ratio:8.1f}x  {name}  {ours:.4f} s against {reference:.4f} s", flush=True)
+    path = bench_path()
+    print(f"MaskCut, pixels to results on {path[0]}: {path[1]:.2f} images/s, {100 * path[2]:.0f} % in the backbone")
+    command = "python -m evaluate.bench_dense" + (f" --output {arguments.output}" if arguments.output else "")
+    if arguments.output:
+        write_whole(arguments.output, table(rows, path, machine() | {"command": command}).encode())
 
 
 if __name__ == "__main__":

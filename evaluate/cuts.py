@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from evaluate.dense import check_kind, dense_features, resized_batches, snapped
 from evaluate.metrics.graph_cut import maskcut_batch
 from evaluate.tasks.base import Subject
 from pretrain.datasets import ImageData
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One image: its row, the input (S, S, 3) uint8 and the masks (stages, h, w) on its patch grid; None if damaged."""
+
+    row: int
+    image: np.ndarray | None = None
+    masks: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the input, in pixels."""
+        assert self.image is not None
+        return self.image.shape[0], self.image.shape[1]
 
 
 def check_cuts(tau: float, size: int, feature: str) -> None:
@@ -37,17 +54,15 @@ def cut_images(
     feature: str,
     stages: int,
     corners: bool = True,
-) -> Iterator[tuple[int, Tensor | None, int]]:
-    """Row, masks (stages, h, w) on the patch grid, and side of the input in pixels; no masks for a damaged image."""
-    backbone, side = subject.backbone, snapped(size, subject.backbone.patch_size)
+) -> Iterator[Cut]:
+    """Every image as soon as it is cut; without masks where it is damaged."""
+    backbone = subject.backbone
     batches = resized_batches(subject.store, images, rows, size, backbone.patch_size, "lanczos")
     with subject.store.progress(f"cuts of {images.name}", len(rows)) as bar:
         for pixels, kept, damaged in batches:
             if kept:
                 features = dense_features(subject.store, backbone, pixels, feature).permute(0, 3, 1, 2)
-                for row, masks in zip(
-                    kept, maskcut_batch(features, tau=tau, stages=stages, corners=corners), strict=True
-                ):
-                    yield row, masks, side
-            yield from ((row, None, side) for row in damaged)
+                masks = maskcut_batch(features, tau=tau, stages=stages, corners=corners)
+                yield from map(Cut, kept, pixels.permute(0, 2, 3, 1).numpy(), masks)
+            yield from map(Cut, damaged)
             bar.update(len(kept) + len(damaged))

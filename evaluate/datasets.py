@@ -24,7 +24,12 @@ from evaluate.leaderboard.escape import terminal
 from pretrain.datasets import ImageData, ImageError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "data"
-OWN = {"ImageFolder", "Images", "ImageList"}  # without a folder of their own these read whatever DATA_ROOT holds
+OWN = {
+    "ImageFolder",
+    "Images",
+    "ImageList",
+    "Masks",
+}  # without a folder of their own these read whatever DATA_ROOT holds
 CHUNK = 1024  # images decoded between two steps of the progress bar
 SHOWN = 10  # damaged images that are named
 NAME, SPLIT = 18, 13  # columns

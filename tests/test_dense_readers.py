@@ -94,6 +94,17 @@ def test_an_image_without_a_mask_is_named_or_left_out(pair):
     assert Masks(pair, "images", "masks", 12, allow_unmasked=True).paths == ["images/a.jpg"]
 
 
+def test_classes_are_listed_in_a_file_or_counted_over_all_splits(tmp_path):
+    for split, label in (("train", 3), ("val", 5)):
+        put(tmp_path / "images" / split / "a.png", np.zeros((4, 4, 3), np.uint8))
+        put(tmp_path / "masks" / split / "a.png", np.array([[0, label], [255, 1]], np.uint8).repeat(2, 0).repeat(2, 1))
+    splits = [Masks(tmp_path, f"images/{split}", f"masks/{split}") for split in ("train", "val")]
+    assert [data.classes for data in splits] == [list("012345")] * 2
+    assert len(Masks(tmp_path, "images/train", "masks/train", shift=1).classes) == 5
+    (tmp_path / "classes.txt").write_text("\n".join(["ground", *"abcdef"]) + "\n")
+    assert Masks(tmp_path, "images/val", "masks/val").classes == ["ground", *"abcdef"]
+
+
 def test_the_fingerprint_sees_masks_and_what_their_values_mean(pair):
     prints = {Masks(pair, "images", "masks", 12).fingerprint, Masks(pair, "images", "masks", 13).fingerprint}
     put(pair / "masks" / "a.png", np.tile(LABELS, (40, 40)))

@@ -91,6 +91,16 @@ def test_objects_that_features_tell_apart_are_found_at_the_original_size(root, r
     assert corloc.scores["corloc"].value == 1 and corloc.skipped["images without an object"] == 1
 
 
+def test_a_crf_draws_masks_to_the_edges_of_the_object(root, run, tmp_path, monkeypatch):
+    square_cut(monkeypatch)
+    coarse, fine = (
+        Objects(**SETTINGS | {"size": 96, "stages": 1, "crf": crf}).run(subject(run, squares(root), tmp_path))
+        for crf in (False, True)
+    )
+    assert fine.scores["mask_ap"].value > coarse.scores["mask_ap"].value + 0.1
+    assert all(d["segmentation"]["size"] == [40, 60] for d in json.loads(fine.files["detections.json"]))
+
+
 def test_a_sheet_shows_some_images_with_what_was_found(root, run, tmp_path, monkeypatch):
     square_cut(monkeypatch)
     files = Objects(**SETTINGS | {"size": 160}).run(subject(run, squares(root), tmp_path)).files

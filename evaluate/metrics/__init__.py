@@ -12,7 +12,7 @@ binarise    codes of real-valued features: sign, ITQ, random projection
 statistics  bootstrap intervals and paired tests (numpy and scipy only)
 video       DAVIS region similarity J and contour accuracy F
 coco        COCO average precision
-segmentation, masks, eigen, bit_graph, largest: parts of the dense tasks
+segmentation, masks, eigen, bit_graph, largest, dense_crf, lattice: parts of the dense tasks
 
 Names are imported on first use, so that statistics never loads torch.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from evaluate.cuts import check_cuts, cut_images, cut_protocol
 from evaluate.metrics.masks import nearest_resize, tight_box
@@ -72,10 +73,9 @@ class CorLoc(Task):
         data: Any = subject.data.split("instances")
         kept = Partial(subject.store, subject.backbone, self.name, self.protocol(subject) | {"data": data.fingerprint})
         todo = [row for row in rows if str(row) not in kept]
-        for row, grids, side in cut_images(subject, data, todo, self.tau, self.size, self.feature, 1, corners=False):
-            image = data.truth["images"][row]
-            size = (int(image["height"]), int(image["width"]))
-            kept.add(str(row), None if grids is None else found_box(grids[0], side, size))
+        for cut in cut_images(subject, data, todo, self.tau, self.size, self.feature, 1, corners=False):
+            box = None if cut.masks is None else found_box(cut.masks[0], cut.size, data.size(cut.row))
+            kept.add(str(cut.row), box)
         return kept
 
     def run(self, subject: Subject) -> Result:
@@ -91,9 +91,9 @@ class CorLoc(Task):
         return Result({"corloc": accuracy(correct, "image")}, outcomes, skipped, files=files)
 
 
-def found_box(grid: Any, side: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def found_box(grid: Tensor, side: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Box (x, y, width, height) in pixels of the original image around a mask on the patch grid; zeros for none."""
-    return tight_box(nearest_resize(nearest_resize(grid, (side, side)), size).numpy())
+    return tight_box(nearest_resize(nearest_resize(grid, side), size).numpy())
 
 
 def box_iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.cuts import check_cuts, cut_images, cut_protocol
+from evaluate.cuts import Cut, check_cuts, cut_images, cut_protocol
 from evaluate.metrics.coco import decode_mask
 from evaluate.metrics.coco_bootstrap import Matches, agnostic_matches, interval
-from evaluate.metrics.graph_cut import maskcut, maskcut_batch, masks_to_detections
+from evaluate.metrics.graph_cut import maskcut, maskcut_batch, masks_to_detections, refined_detections
 from evaluate.overlay import Tile, blend, outline, sheet
 from evaluate.partial import Partial
 from evaluate.tasks.base import Result, Score, Subject, Task, Unavailable
@@ -33,18 +33,27 @@ class Objects(Task):
     """COCO AP of the masks and boxes that MaskCut finds, all categories merged into one.
 
     tau: cosine above which two patches are joined; stages: masks an image, at most; size: side of the square input in
-    pixels; feature: "keys" of the last attention or "patches"; pictures: images on the overlay sheet. MaskCut has no
-    scores: stage t counts 1/t. A record keeps AP of single images for paired tests; the intervals are bootstraps of
-    the AP of the whole set over images.
+    pixels; feature: "keys" of the last attention or "patches"; crf: whether a dense CRF draws the masks to the edges of
+    the image, as published; pictures: images on the overlay sheet. MaskCut has no scores: stage t counts 1/t. A record
+    keeps AP of single images for paired tests; the intervals are bootstraps of the AP of the whole set over images.
     """
 
     name = "objects"
 
-    def __init__(self, tau: float = 0.15, stages: int = 3, size: int = 480, feature: str = "keys", pictures: int = 18):
+    def __init__(
+        self,
+        tau: float = 0.15,
+        stages: int = 3,
+        size: int = 480,
+        feature: str = "keys",
+        crf: bool = False,
+        pictures: int = 18,
+    ):
         check_cuts(tau, size, feature)
         if stages < 1 or pictures < 0:
             raise ValueError(f"stages={stages} must be at least 1 and pictures={pictures} not negative")
-        self.tau, self.stages, self.size, self.feature, self.pictures = tau, stages, size, feature, pictures
+        self.tau, self.stages, self.size, self.feature = tau, stages, size, feature
+        self.crf, self.pictures = crf, pictures
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -58,7 +67,7 @@ class Objects(Task):
     def protocol(self, subject: Subject) -> dict[str, Any]:
         """Input, graph, masks and the rules of the metric."""
         shared = cut_protocol(subject, self.tau, self.size, self.feature)
-        shared |= {"method": "MaskCut", "stages": self.stages, "crf": False, "fill_holes": True, "scores": "1/stage"}
+        shared |= {"method": "MaskCut", "stages": self.stages, "crf": self.crf, "fill_holes": True, "scores": "1/stage"}
         return shared | {"ap": "COCO, class-agnostic, 100 detections", "features": self.feature}
 
     def check(self, subject: Subject) -> None:
@@ -74,14 +83,18 @@ class Objects(Task):
         """Detections of images, from earlier runs where they were kept: {row: COCO results, or None if damaged}."""
         kept = Partial(subject.store, subject.backbone, self.name, self.protocol(subject) | {"data": data.fingerprint})
         todo = [row for row in rows if str(row) not in kept]
-        sides = data.truth["images"]
-        for row, grids, side in cut_images(subject, data, todo, self.tau, self.size, self.feature, self.stages):
-            if grids is None:
-                kept.add(str(row), None)
-                continue
-            size = (int(sides[row]["height"]), int(sides[row]["width"]))
-            kept.add(str(row), masks_to_detections(grids, size, image_id=data.ids[row], input_size=(side, side)))
+        for cut in cut_images(subject, data, todo, self.tau, self.size, self.feature, self.stages):
+            kept.add(str(cut.row), None if cut.masks is None else self.detections(cut, data))
         return kept
+
+    def detections(self, cut: Cut, data: InstanceData) -> list[dict[str, Any]]:
+        """COCO results of one image."""
+        assert cut.masks is not None
+        size, image_id = data.size(cut.row), data.ids[cut.row]
+        if not self.crf:
+            return masks_to_detections(cut.masks, size, image_id=image_id, input_size=cut.size)
+        assert cut.image is not None
+        return refined_detections(cut.masks, cut.image, size, image_id=image_id)
 
     def run(self, subject: Subject) -> Result:
         """Cut what is not cut yet, and score."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from evaluate.metrics.propagation import labels_to_masks, propagate, start, unit
 from evaluate.metrics.video import VOID, SequenceScores, evaluate_frame, object_count
 from evaluate.overlay import blend, fitted, moving, sheet, stacked
 from evaluate.partial import Partial
+from evaluate.storage import write_whole
 from evaluate.tasks.base import Result, Score, Subject, Task, Unavailable
 from pretrain.backbones import IMAGENET_STD
 from pretrain.datasets.indexed import encode_labels
@@ -160,12 +161,7 @@ class VideoObjects(Task):
         data = self.data(subject)
         kept = self.follow(subject, data.videos)
         sequences = [SequenceScores(*(np.array(kept[video.name][key]) for key in "jf")) for video in data.videos]
-        table = np.concatenate([scores.statistics().reshape(-1, 6) for scores in sequences])  # (objects, 6)
-        names = [
-            f"{video.name}/{k + 1}" for video, s in zip(data.videos, sequences, strict=True) for k in range(len(s.j))
-        ]
-        groups = np.array([name.rpartition("/")[0] for name in names])
-        columns = {"jf": (table[:, 0] + table[:, 3]) / 2} | dict(zip(STATISTICS, table.T, strict=True))
+        names, groups, columns = object_table(data.videos, sequences)
         scores = {name: grouped_score(values, groups) for name, values in columns.items()}
         outcomes = {"sample_id": np.array(names), "group": groups, **columns}
         notes = [f"{len(names)} objects in {len(data.videos)} sequences of {len(data)} frames"]
@@ -196,9 +192,8 @@ class Pictures:
 
     def write(self, folder: Path) -> None:
         """Keep both in a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.video.name}.gif").write_bytes(moving(self.frames))
-        (folder / f"{self.video.name}.png").write_bytes(sheet([self.strip]))
+        write_whole(folder / f"{self.video.name}.gif", moving(self.frames))
+        write_whole(folder / f"{self.video.name}.png", sheet([self.strip]))
 
 
 def block(size: int, patch: int) -> int:
@@ -221,8 +216,7 @@ def resized(frame: np.ndarray, size: int, patch: int) -> np.ndarray:
 
 def write_mask(path: Path, labels: np.ndarray) -> None:
     """Write labels (H, W) uint8 as an indexed PNG in the colours of DAVIS."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_labels(labels, davis_palette()))
+    write_whole(path, encode_labels(labels, davis_palette()))
 
 
 def grouped_score(values: np.ndarray, groups: np.ndarray) -> Score:
@@ -230,6 +224,17 @@ def grouped_score(values: np.ndarray, groups: np.ndarray) -> Score:
     mean, low, high = bootstrap_interval(values, groups=groups)
     known = np.isfinite(low)
     return Score(mean, low if known else None, high if known else None, len(values), "object")
+
+
+def object_table(
+    videos: Sequence[Video], sequences: Sequence[SequenceScores]
+) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
+    """Names `sequence/object` of all objects, the sequence of each, and J&F and its parts by column."""
+    table = np.concatenate([scores.statistics().reshape(-1, 6) for scores in sequences])  # (objects, 6)
+    names = [f"{video.name}/{k + 1}" for video, s in zip(videos, sequences, strict=True) for k in range(len(s.j))]
+    groups = np.array([name.rpartition("/")[0] for name in names])
+    columns = {"jf": (table[:, 0] + table[:, 3]) / 2} | dict(zip(STATISTICS, table.T, strict=True))
+    return names, groups, columns
 
 
 def tables(names: list[str], groups: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, bytes]:

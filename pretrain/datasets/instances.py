@@ -49,6 +49,11 @@ class InstanceData(ImageData):
                 found[place[annotation["image_id"]]].append(annotation)
         return found
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels of image `index`, as annotated."""
+        image = self.truth["images"][index]
+        return int(image["height"]), int(image["width"])
+
     def boxes(self, index: int) -> np.ndarray:
         """Boxes (n, 4) as x, y, width, height in pixels of the objects in image `index`, crowds left out."""
         return np.array([annotation["bbox"] for annotation in self.objects[index]], np.float64).reshape(-1, 4)

@@ -91,8 +91,10 @@ class MaskData(ImageData):
 class Masks(MaskData):
     """Any two folders with files of equal names: `root/<images>/<name>.jpg` and `root/<masks>/<name>.png`.
 
-    classes: their number or their names. An image without a mask is an error (`allow_unmasked` leaves it out); a mask
-    without an image is not looked at. Raises FileNotFoundError naming the expected layout.
+    classes: their number or their names; without either, the lines of `root/classes.txt`, or where there is no such
+    file as many as the largest label in any mask below the first folder of `masks` asks for. An image without a mask is
+    an error (`allow_unmasked` leaves it out); a mask without an image is not looked at. Raises FileNotFoundError naming
+    the expected layout.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class Masks(MaskData):
         root: str | Path,
         images: str,
         masks: str,
-        classes: int | Sequence[str],
+        classes: int | Sequence[str] | None = None,
         *,
         folder: str = "",
         name: str = "",
@@ -119,9 +121,25 @@ class Masks(MaskData):
         pairs = [(path, f"{masks}/{PurePosixPath(path[len(images) + 1 :]).with_suffix('.png')}") for path in paths]
         if allow_unmasked:
             pairs = [pair for pair in pairs if pair[1] in stored]
+        if classes is None:
+            listed = source.holds("classes.txt")
+            classes = (
+                read_lines(source, "classes.txt", layout) if listed else largest_label(source, masks, void, shift) + 1
+            )
         labels = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
         options = {"void": void, "shift": shift, "skip_bad": bool(skip_bad)}
         super().__init__(name or folder or source.root.name, source, *_split(pairs), labels, **options)  # type: ignore[arg-type]
+
+
+def largest_label(source: Source, masks: str, void: int, shift: int) -> int:
+    """Largest class in the masks below the first folder of `masks`, so that all splits agree; ImageError as `mask`."""
+    largest = 0
+    for path in source.names(masks.split("/")[0]):
+        if is_image(path):
+            stored = decode_labels(source.read(path), f"{source.root}/{path}")
+            labels = stored[(stored != void) & (stored != VOID)].astype(np.int64) - shift
+            largest = max(largest, int(labels.max(initial=0)))
+    return largest
 
 
 class VOCMasks(MaskData):
