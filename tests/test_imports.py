@@ -105,7 +105,7 @@ def test_tasks_import_base_features_and_metrics_alone():
     # probes: the mathematics of the linear probe; records: base takes the type of a score from there; the others are
     # what tasks that read patches share, and pictures what all of them draw with.
     allowed = ("evaluate.tasks.base", "evaluate.features", "evaluate.metrics", "evaluate.probes")
-    shared = ("dense", "cuts", "partial", "overlay", "pictures", "vectors", "views")
+    shared = ("dense", "cuts", "partial", "overlay", "pictures", "storage", "vectors", "views")
     allowed += tuple(f"evaluate.{name}" for name in shared)
     allowed += tuple(name for name in SOURCES if name.startswith("evaluate.tasks._"))  # what several tasks share
     exceptions = {f"evaluate.tasks.{task} imports evaluate.openmmlab" for task in ("segmentation", "detection")}
