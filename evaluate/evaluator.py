@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from evaluate import importer, records
+from evaluate.claims import Claims
 from evaluate.features import Store
 from evaluate.leaderboard.escape import terminal
 from evaluate.leaderboard.table import interval, number
@@ -34,14 +34,17 @@ from evaluate.tasks.base import Data, Result, Subject, Task, Unavailable
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 FAILURES = (ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError)
+MEND = "mend what the reason names, run it again"
+LIVES = 3  # processes that may end while at work on one item
 
 
 @dataclass(frozen=True)
 class Item:
-    """One entry of a suite: a task and the name of its dataset."""
+    """One entry of a suite: a task and the name of its dataset; where several processes share a plan, its key there."""
 
     task: Task
     data: str
+    key: str = ""
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Evaluator:
     """Where results go, what they are computed with, and what happened so far.
 
     root: folder of the records; open_data: name -> dataset; runs: folder in which checkpoints are found by name.
+    claims: set where several processes work through one plan; what another one has is put aside in `busy`. outdated:
+    file of a record -> when it was written (ns), for those that are to be computed again.
     """
 
     store: Store
@@ -60,8 +65,11 @@ class Evaluator:
     seed: int = 0
     datasets: dict[str, Data] = field(default_factory=dict)
     written: list[Record] = field(default_factory=list)
-    current: int = 0
+    standing: list[Record] = field(default_factory=list)
     unfit: list[Status] = field(default_factory=list)
+    claims: Claims | None = None
+    busy: list[tuple[str, Item]] = field(default_factory=list)
+    outdated: Mapping[str, int] = field(default_factory=dict)
 
     def prepare(self, plan: Mapping[str, Sequence[Item]], processes: Processes) -> bool:
         """Fill the store for a plan together with other processes; True in the main one, which then goes on alone.
@@ -112,24 +120,55 @@ class Evaluator:
             self.store.label = checkpoint.record["name"]
             for item in items:
                 place += 1
-                self.evaluate_item(checkpoint, item, f"[{place}/{total}]")
+                if not self.evaluate_item(checkpoint, item, f"[{place}/{total}]"):
+                    self.busy.append((name, item))
 
-    def evaluate_item(self, checkpoint: importer.Checkpoint, item: Item, place: str = "") -> None:
-        """One task on one dataset: record it, or note why not."""
+    def look(self, checkpoint: importer.Checkpoint, item: Item) -> tuple[Record, Subject] | None:
+        """What one item still needs computed; None where it is recorded, or cannot be computed, which is noted."""
         try:
             subject = self.subject(checkpoint, item)
             item.task.check(subject)
             record = blank_record(checkpoint, item.task, subject)
-            if not self.overwrite and self.is_recorded(record):
-                self.current += 1
-                return
-            files = run_task(record, checkpoint, item.task, subject)
         except Unavailable as error:
             self.note(checkpoint.record, item, "skipped", error.reason, error.remedy)
-            return
         except FAILURES as error:
-            self.note(checkpoint.record, item, "failed", one_line(error), "mend what the reason names, run it again")
-            return
+            self.note(checkpoint.record, item, "failed", one_line(error), MEND)
+        else:
+            if self.overwrite or not (found := self.recorded(record)):
+                return record, subject
+            self.standing.append(found[0])
+        return None
+
+    def evaluate_item(self, checkpoint: importer.Checkpoint, item: Item, place: str = "") -> bool:
+        """One task on one dataset: record it, or note why not; False where another process is at work on it."""
+        found = self.look(checkpoint, item)
+        if found is None or self.claims is None:
+            if found:
+                self.compute(checkpoint, item, *found, place)
+            return True
+        claim = self.claims.take(item.key)
+        if claim is None:
+            return False
+        try:
+            if claim.number > LIVES:
+                reason = f"the processes at work on it ended {LIVES} times: killed, or out of memory"
+                self.note(checkpoint.record, item, "failed", reason, "give it more memory, or jobs=1 to see why")
+            elif not self.claims.noted(item.key) and not self.is_recorded(found[0]):  # either may be new
+                self.compute(checkpoint, item, *found, place)
+        finally:
+            claim.release()
+        return True
+
+    def compute(
+        self, checkpoint: importer.Checkpoint, item: Item, record: Record, subject: Subject, place: str
+    ) -> None:
+        """Run a task and write its record, or note why that failed."""
+        try:
+            files = run_task(record, checkpoint, item.task, subject)
+        except Unavailable as error:
+            return self.note(checkpoint.record, item, "skipped", error.reason, error.remedy)
+        except FAILURES as error:
+            return self.note(checkpoint.record, item, "failed", one_line(error), MEND)
         keep_files(self.root, record, files)
         records.write(self.root, record)
         self.written.append(record)
@@ -146,14 +185,26 @@ class Evaluator:
             self.datasets[name] = self.open_data(name)
         return self.datasets[name]
 
+    @property
+    def current(self) -> int:
+        """How many items needed nothing, because their records were there."""
+        return len(self.standing)
+
     def is_recorded(self, record: Record) -> bool:
         """Whether the same weights have a record of the same task, data and protocol."""
+        return bool(self.recorded(record))
+
+    def recorded(self, record: Record) -> list[Record]:
+        """The records of the same weights, task, data and protocol, without those that are to be computed again."""
         key = {"weights_digest": record.checkpoint["weights_digest"], "fingerprint": record.fingerprint}
-        return bool(records.find(self.root, task=record.task, dataset=record.dataset, **key))
+        found = records.find(self.root, task=record.task, dataset=record.dataset, **key)
+        return [old for old in found if old.path and self.outdated.get(str(old.path)) != written_at(old.path)]
 
     def note(self, checkpoint: dict, item: Item, status: str, reason: str, remedy: str) -> None:
         """Keep why an item has no record."""
         records.write_status(self.root, checkpoint, item.task.name, item.data, status, reason, remedy)
+        if self.claims is not None:
+            self.claims.note(item.key, status=status, reason=reason, remedy=remedy)
         self.unfit.append(Status(checkpoint, item.task.name, item.data, status, reason, remedy))
         if status == "failed":
             self.say(f"failed: {item.task.name} on {item.data}, {checkpoint['name']}: {reason}")
@@ -162,6 +213,14 @@ class Evaluator:
         """A line for the person who watches, above any progress bar."""
         if not self.quiet:
             tqdm.write(terminal(line))
+
+
+def written_at(path: Path) -> int:
+    """When a file was written, in nanoseconds; 0 where there is none (any more)."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def blank_record(checkpoint: importer.Checkpoint, task: Task, subject: Subject) -> Record:
@@ -207,11 +266,13 @@ def keep_files(root: Path, record: Record, files: Mapping[str, bytes]) -> None:
 
 def provenance(subject: Subject) -> dict[str, Any]:
     """Where, when and with what a number is made."""
+    root = Path(__file__).resolve().parent.parent
+    commit = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
     on_gpu = subject.device.type == "cuda"
     processor = torch.cuda.get_device_name(subject.device) if on_gpu else platform.processor() or platform.machine()
     memory = torch.cuda.max_memory_allocated(subject.device) if on_gpu else 1024 * peak_kilobytes()
     return {
-        "commit": commit(),
+        "commit": commit.stdout.strip() or "unknown",
         "packages": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{processor}, {torch.get_num_threads()} threads",
@@ -220,14 +281,6 @@ def provenance(subject: Subject) -> dict[str, Any]:
         "peak_memory_mb": round(memory / 2**20),
         "normalisation": {"mean": subject.backbone.mean, "std": subject.backbone.std},
     }
-
-
-@cache
-def commit() -> str:
-    """The commit of the code, "-dirty" where files differ from it; asked once, as code is loaded once."""
-    root = Path(__file__).resolve().parent.parent
-    found = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
 
 
 def peak_kilobytes() -> int:

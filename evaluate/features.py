@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from evaluate.cache import Hold, hold
+from evaluate.claims import Claims, share_out
 from evaluate.shards import Copy, arrived, as_stored, is_whole, rows_path, shard_path, write_array
 from evaluate.views import CentreViews, RandomCrops, collate
 from pretrain.backbones import preprocess
@@ -157,6 +158,7 @@ class Store:
         self.batch_size, self.workers, self.quiet = batch_size, workers, quiet
         self.rank, self.world, self.local_world = rank, world, local_world
         self.stored, self.label = store, ""
+        self.claims: Claims | None = None
 
     def share(self, items: Sequence[Any]) -> list[Any]:
         """The part of `items` that this process computes: every `world`-th, from `rank` on."""
@@ -206,9 +208,19 @@ class Store:
         return settings | ({} if self.stored == "float32" else {"stored": self.stored})
 
     def _fill(self, backbone: Any, images: ImageData, folder: Path, starts: Sequence[int], layout: Layout) -> None:
-        """Compute and write those of the shards beginning at `starts` that are not there."""
+        """Have those of the shards beginning at `starts` computed that are not there."""
+
+        def missing() -> list[int]:
+            return [start for start in starts if not is_whole(shard_path(folder, start), layout.slices, layout.dim)]
+
+        def fill(part: list[int]) -> None:
+            self._write(backbone, images, folder, part, layout)
+
+        share_out(self.claims, folder.name, missing, fill)
+
+    def _write(self, backbone: Any, images: ImageData, folder: Path, missing: Sequence[int], layout: Layout) -> None:
+        """Compute and write the shards beginning at `missing`."""
         step = layout.shard_images
-        missing = [start for start in starts if not is_whole(shard_path(folder, start), layout.slices, layout.dim)]
         spans = [(start, min(start + step, len(images))) for start in missing]
         batches = [
             list(range(first, min(first + self.batch_size, stop)))

@@ -90,6 +90,11 @@ class Record:
         return fingerprint(self.task, self.task_version, self.provenance["dataset_fingerprint"], self.protocol)
 
     @property
+    def key(self) -> str:
+        """Short name of what is measured: these weights on this task, dataset and protocol."""
+        return f"{checkpoint_key(self.checkpoint)}-{self.fingerprint}"
+
+    @property
     def score(self) -> Score:
         """The headline score."""
         return self.scores[self.main]

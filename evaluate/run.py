@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from evaluate import importer
+from evaluate import fanout, importer
 from evaluate.evaluator import Evaluator, Item, one_line
 from evaluate.features import Store
+from evaluate.launchers import open_launcher
 from evaluate.leaderboard.__main__ import rebuild
 from evaluate.leaderboard.escape import terminal
 from evaluate.processes import Processes
@@ -97,6 +98,18 @@ def as_entries(suite: DictConfig) -> list[dict[str, Any]]:
 def make_plan(
     names: Iterable[str], suite: list[dict[str, Any]] | None, runs: str, baselines: bool
 ) -> dict[str, list[Item]]:
+    """Which checkpoint is evaluated on what, as objects; see `plan_entries`."""
+    return as_items(plan_entries(names, suite, runs, baselines))
+
+
+def as_items(entries: fanout.Entries) -> dict[str, list[Item]]:
+    """The entries of every checkpoint as objects."""
+    return {name: [as_item(**entry) for entry in own] for name, own in entries.items()}
+
+
+def plan_entries(
+    names: Iterable[str], suite: list[dict[str, Any]] | None, runs: str, baselines: bool
+) -> dict[str, list[dict[str, Any]]]:
     """Which checkpoint is evaluated on what; baselines take part in all that the runs of their architecture do.
 
     Without a suite, each run gets the one named like the data that it was trained on, else ShapeWorld's.
@@ -111,7 +124,7 @@ def make_plan(
         own = entries.setdefault(name, [])
         for entry in (entry for owner in sharing for entry in entries[owner]):
             own += [] if entry in own else [entry]
-    return {name: [as_item(**entry) for entry in own] for name, own in entries.items()}
+    return entries
 
 
 def as_item(task: str, data: str, **settings: Any) -> Item:
@@ -139,8 +152,11 @@ def make_evaluator(config: DictConfig, processes: Processes = Processes()) -> Ev
     )
 
 
-def finish(done: Evaluator, output: str) -> None:
-    """Rewrite and print the leaderboard, say what happened; exit with 1 when something failed or nothing could run."""
+def finish(done: Evaluator, output: str, lost: Sequence[str] = ()) -> None:
+    """Rewrite and print the leaderboard, say what happened; exit with 1 when something failed or nothing could run.
+
+    lost: a line for each item that no worker finished.
+    """
     usable = len(done.written) + done.current
     if usable:
         sys.stdout.write(rebuild(done.root, output, done.runs) + "\n")
@@ -148,31 +164,75 @@ def finish(done: Evaluator, output: str) -> None:
     for status in failed if usable else done.unfit:
         where = f"{status.task} on {status.dataset}, {status.checkpoint['name']}"
         print(terminal(f"{status.status}: {where}: {status.reason}; {status.remedy}"), file=sys.stderr)
-    if not done.written and not failed and usable:
+    for line in lost:
+        print(terminal(f"unfinished: {line}; the same command goes on"), file=sys.stderr)
+    if not done.written and not failed and not lost and usable:
         print(f"nothing to do: {done.current} records up to date")
     counts = {"recorded": len(done.written), "up to date": done.current}
-    counts |= {"skipped": len(done.unfit) - len(failed), "failed": len(failed)}
+    counts |= {"skipped": len(done.unfit) - len(failed), "failed": len(failed), "unfinished": len(lost)}
     where = f"; see {output}/leaderboard.html" if usable else "; no table was written"
     print(", ".join(f"{count} {what}" for what, count in counts.items() if count) + where)
-    if failed or not usable:
+    if failed or lost or not usable:
         sys.exit(1)
 
 
 def run(config: DictConfig) -> None:
-    """Evaluate what a configuration names."""
+    """Evaluate what a configuration names, and rewrite the leaderboard."""
+    if done := measure(config):
+        finish(done[0], config.output, done[1])
+
+
+def measure(config: DictConfig) -> tuple[Evaluator, list[str]] | None:
+    """Evaluate what a configuration names: what became of it, and a line for each item that no worker finished.
+
+    None in a process that torchrun started beside the main one.
+    """
     if not config.checkpoints:
         raise ValueError(f"checkpoints=[] names nothing to evaluate; {importer.ACCEPTED}")
     suite = None if config.suite is None else as_entries(config.suite)
-    plan = make_plan(map(str, config.checkpoints), suite, config.runs, config.baselines)
+    entries = plan_entries(map(str, config.checkpoints), suite, config.runs, config.baselines)
+    plan = as_items(entries)
     processes = Processes.from_environment()
     evaluator = make_evaluator(config, processes)
+    lost: list[str] = []
     try:
-        if processes.world > 1 and not evaluator.prepare(plan, processes):
-            return
-        evaluator.evaluate(plan)
+        if config.jobs != 1 or config.launcher != "processes":
+            lost = evaluate_together(evaluator, entries, plan, config, processes)
+        elif processes.world == 1 or evaluator.prepare(plan, processes):
+            evaluator.evaluate(plan)
+        else:
+            return None
     except KeyboardInterrupt:
         raise cli.Interrupted("what is recorded stays; the same command goes on from there") from None
-    finish(evaluator, config.output)
+    return evaluator, lost
+
+
+def settings(suite: str | None = None, **changes: Any) -> DictConfig:
+    """The settings of `python -m evaluate` with some of them changed.
+
+    Raises ValueError with the nearest name for a suite or setting that does not exist.
+    """
+    if suite is not None:
+        read("suite", suite)
+    with hydra.initialize_config_dir(str(cli.CONFIGS), version_base=None):
+        config = hydra.compose("evaluate", [] if suite is None else [f"suite={suite}"])
+    for key, value in changes.items():
+        if key not in config:
+            raise ValueError(f"unknown setting {key!r}; {cli.nearest(key, [str(known) for known in config])}")
+        config[key] = str(value) if isinstance(value, Path) else value
+    return config
+
+
+def evaluate_together(
+    evaluator: Evaluator, entries: fanout.Entries, plan: dict[str, list[Item]], config: DictConfig, processes: Processes
+) -> list[str]:
+    """Share a plan out to workers; returns a line for each item that none finished."""
+    if processes.world > 1:
+        raise ValueError(f"torchrun and jobs={config.jobs} both start processes: use one of them")
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    launcher = open_launcher(config.launcher, config.jobs, Path(config.output) / "jobs", settings["cluster"])
+    units = fanout.pending(evaluator, entries, plan)
+    return fanout.fan_out(evaluator, units, launcher, settings) if units else []
 
 
 def main() -> None:

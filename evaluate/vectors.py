@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from evaluate.cache import hold
+from evaluate.claims import share_out
 from evaluate.features import PRECISIONS, Store, identity
 from evaluate.shards import check_finite, shard_path, write_array
 from pretrain.backbones import Features, preprocess
@@ -67,7 +68,7 @@ class Vectors:
         """
         starts = range(0, len(self.images), BLOCK)
         lock = hold(self.folder)
-        self._fill([start for start in starts if not self._is_whole(start)])
+        share_out(self.store.claims, self.folder.name, lambda: [s for s in starts if not self._is_whole(s)], self._fill)
         blocks = [np.load(shard_path(self.folder, start)) for start in starts]
         if lock:
             lock.release()
@@ -84,7 +85,7 @@ class Vectors:
         """Compute this process's share of the blocks."""
         starts = self.store.share(range(0, len(self.images), BLOCK))
         lock = hold(self.folder)
-        self._fill([start for start in starts if not self._is_whole(start)])
+        share_out(self.store.claims, self.folder.name, lambda: [s for s in starts if not self._is_whole(s)], self._fill)
         if lock:
             lock.release()
 

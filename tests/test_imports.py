@@ -142,6 +142,7 @@ def test_config_objects_stay_at_the_entry_points():
         "pretrain.sweep",
         "evaluate.run",
         "evaluate.everything",
+        "evaluate.worker",
         "evaluate.tasks.adaptation",
     }
     found = {name for name in SOURCES if any(inside(i, *CONFIG_LIBRARIES) for i in IMPORTS[name])}
