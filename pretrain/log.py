@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pretrain import diagnostics
 from pretrain.loggers import open_loggers
+from pretrain.system import System, add_row
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
 
@@ -85,8 +86,11 @@ class Log:
                     f"cannot write {self.path}: {error.strerror}; choose a folder you may write: runs=..."
                 ) from error
         self.said: set[str] = set()
+        self.system = System(run.fabric.device)
         self.loggers = open_loggers(run.trainer["loggers"] if self.main else [], run.directory, run.info, run.step)
         self.rows = [] if fresh or not self.main else self._rows_until(run.step)
+        if fresh and self.main:
+            self.path.with_name("system.csv").unlink(missing_ok=True)
 
     def _rows_until(self, step: int) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -159,8 +163,11 @@ class Log:
             **means,
             **figures,
         }
+        system = self.system.figures()
+        add_row(self.path.with_name("system.csv"), run.step, run.seconds, system)
+        told = row | {f"system/{name}": value for name, value in system.items()}
         for logger in self.loggers:
-            logger.log(run.step, {key: float(value) for key, value in row.items() if key != "step"})
+            logger.log(run.step, {key: float(value) for key, value in told.items() if key != "step"})
         self._append({key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in row.items()})
 
     def _append(self, row: dict[str, str]) -> None:

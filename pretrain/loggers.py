@@ -1,14 +1,15 @@
-"""Optional logs beside log.csv: TensorBoard and Weights & Biases, imported only where a run asks for them."""
+"""Optional logs beside log.csv: TensorBoard, Weights & Biases, MLflow, imported only where a run asks for them."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-MODULES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Logger(Protocol):
@@ -58,6 +59,50 @@ class WandB:
         self.run.finish()
 
 
+class MLflow:
+    """An MLflow run in RUN/mlflow.db, or where MLFLOW_TRACKING_URI points; `mlflow ui --backend-store-uri` shows it.
+
+    A run that goes on adds to what it has.
+    """
+
+    def __init__(self, directory: Path, info: Mapping[str, Any], step: int):
+        from mlflow.entities import Metric, Param
+        from mlflow.tracking import MlflowClient
+
+        self.metric = Metric
+        place = directory.resolve()
+        self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place / 'mlflow.db'}")
+        found = self.client.get_experiment_by_name("bitsbench")
+        experiment = found.experiment_id if found else self.client.create_experiment(
+            "bitsbench", None if "MLFLOW_TRACKING_URI" in os.environ else (place / "mlflow").as_uri()
+        )  # fmt: skip
+        tag = f"tags.folder = '{place}'"
+        begun = self.client.search_runs([experiment], tag, max_results=1) if step else []
+        if begun:
+            self.run = begun[0].info.run_id
+            return
+        self.run = self.client.create_run(experiment, run_name=info["name"], tags={"folder": str(place)}).info.run_id
+        settings = {
+            f"{group}.{key}": value for group, values in info["config"].items() for key, value in _items(values)
+        }
+        params = [Param(key.rstrip("."), str(value)[:500]) for key, value in settings.items()]
+        for first in range(0, len(params), 100):  # the most that one call takes
+            self.client.log_batch(self.run, params=params[first : first + 100])
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add the figures at their step."""
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run, [self.metric(name, value, now, step) for name, value in figures.items()])
+
+    def close(self) -> None:
+        """Mark the run as ended."""
+        self.client.set_terminated(self.run)
+
+
+def _items(values: Any) -> list[tuple[str, Any]]:
+    return list(values.items()) if isinstance(values, Mapping) else [("", values)]
+
+
 def check_loggers(names: Sequence[str]) -> None:
     """Raise ValueError for a log that is unknown or not installed, before any work."""
     for name in names:
@@ -69,5 +114,5 @@ def check_loggers(names: Sequence[str]) -> None:
 
 def open_loggers(names: Sequence[str], directory: Path, info: Mapping[str, Any], step: int) -> list[Logger]:
     """Open the logs of a run that goes on after `step`."""
-    kinds: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WandB}
+    kinds: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
     return [kinds[name](directory, info, step) for name in names]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
+import multiprocessing
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,7 @@ from pretrain.objectives.bits import Bits
 from pretrain.objectives.dino import DINO, next_center
 from pretrain.objectives.simdino import SimDINO
 from pretrain.ops import coding_rate, coding_rate_bound
+from pretrain.system import System, taken
 from pretrain.train import train
 
 HEALTHY = {"effective_rank": 40.0, "dead_bits": 0.0, "agreement": 0.5, "rate_over_bound": 0.8}
@@ -126,6 +131,50 @@ def test_wandb_stays_offline(images: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = train(compose(*overrides(images, "bits_fixed", tmp_path, "trainer.loggers=[wandb]")))
     assert list((run / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.slow
+def test_mlflow_holds_what_the_log_holds_and_goes_on(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    words = overrides(images, "bits_fixed", tmp_path, "trainer.loggers=[mlflow]")
+    train(compose(*words, "trainer.stop_after_epoch=1"))
+    run = train(compose(*words))
+    client = MlflowClient(f"sqlite:///{run.resolve() / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("bitsbench").experiment_id])
+    losses = [
+        (point.step, pytest.approx(point.value)) for point in client.get_metric_history(found.info.run_id, "loss")
+    ]
+    logged = zip(range(1, 10), read_curves(run / "log.csv")["loss"][1], strict=True)
+    assert losses == [(step, value) for step, value in logged] and found.info.status == "FINISHED"
+    assert found.data.params["optim.lr"] == "0.02" and found.data.metrics["system/memory_mb"] > 10
+
+
+def test_the_machine_is_logged_at_every_row(images: Path, tmp_path: Path) -> None:
+    run = train(compose(*overrides(images, "bits_fixed", tmp_path, "trainer.epochs=1", "optim.warmup_epochs=0")))
+    with open(run / "system.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(run / "log.csv", newline="") as file:
+        assert [row["step"] for row in rows] == [row["step"] for row in csv.DictReader(file)]
+    assert all(10 < float(row["memory_mb"]) < 1e6 for row in rows)
+
+
+def test_busy_cores_are_those_of_this_process_and_its_children() -> None:
+    system = System(torch.device("cpu"))
+    end = time.process_time() + 0.2
+    began = time.monotonic()
+    while time.process_time() < end:
+        pass
+    busy = 0.2 / (time.monotonic() - began)
+    assert system.figures()["cpu_cores"] == pytest.approx(busy, rel=0.3)  # the kernel counts in hundredths of a second
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    child.start()
+    alone = taken(os.getpid())[1] / 2**20
+    assert system.figures()["memory_mb"] > 1.02 * alone
+    child.kill()
+    child.join()
+    assert taken(child.pid or 0) == (0.0, 0.0)
 
 
 def test_a_log_that_is_not_installed_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
