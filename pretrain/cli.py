@@ -16,6 +16,8 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pretrain.help import help_text
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -29,6 +31,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str) -> None:
     Faults in the input end in one line on stderr and exit code 1, interruption in 130; BITSBENCH_DEBUG=1 shows
     tracebacks. Anything else is a bug and keeps its traceback.
     """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        return print(help_text(CONFIGS, config_name))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would otherwise print and exit on its own
 
     def job(cfg: DictConfig) -> Any:
