@@ -30,7 +30,7 @@ compared = $(call in_shell,$(A)) $(call in_shell,$(B)) $(foreach name,$(MORE),$(
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install datasets pretrain eval-all leaderboard compare ablation test test-all check bench cache clean-cache clean clean-all
+.PHONY: help install datasets pretrain eval-all leaderboard compare ablation test test-all check docs bench cache clean-cache clean clean-all
 
 help: ## list the targets and their variables
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -83,6 +83,10 @@ check: $(ready) ## formatting, lint and types
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
 	$(python) -m mypy
+
+docs: $(ready) ## the documentation as pages in build/docs, strictly: a dead link is an error
+	@$(python) -c 'import material' 2>/dev/null || $(python) -m pip install -qq --progress-bar off -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet $(ARGS)
 
 bench: $(ready) ## speed of pre-training and of evaluation
 	$(python) -m pretrain.bench
