@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -266,13 +267,11 @@ def keep_files(root: Path, record: Record, files: Mapping[str, bytes]) -> None:
 
 def provenance(subject: Subject) -> dict[str, Any]:
     """Where, when and with what a number is made."""
-    root = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
     on_gpu = subject.device.type == "cuda"
     processor = torch.cuda.get_device_name(subject.device) if on_gpu else platform.processor() or platform.machine()
     memory = torch.cuda.max_memory_allocated(subject.device) if on_gpu else 1024 * peak_kilobytes()
     return {
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "packages": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": f"{processor}, {torch.get_num_threads()} threads",
@@ -281,6 +280,14 @@ def provenance(subject: Subject) -> dict[str, Any]:
         "peak_memory_mb": round(memory / 2**20),
         "normalisation": {"mean": subject.backbone.mean, "std": subject.backbone.std},
     }
+
+
+@cache
+def commit() -> str:
+    """The commit of the code, "-dirty" where files differ from it; asked once, as code is loaded once."""
+    root = Path(__file__).resolve().parent.parent
+    found = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
 
 
 def peak_kilobytes() -> int:

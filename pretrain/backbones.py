@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import timm
 import torch
-from timm.layers import HybridEmbed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from pretrain.lean import lean_imports
+
+with lean_imports():
+    import timm
+    from timm.layers import HybridEmbed
+    from timm.models.vision_transformer import VisionTransformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

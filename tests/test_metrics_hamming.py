@@ -8,6 +8,7 @@ import torch
 
 from evaluate.metrics import asymmetric_hamming_ap, hamming_ap, hamming_prefix_ap, ranking_ap
 from evaluate.metrics.hamming_kernels import harmonic_span
+from evaluate.metrics.tsne import hamming_distances
 
 GOLDEN = Path(__file__).parent / "golden" / "eval" / "hamming.npz"
 PREFIXES = (256, 128, 64, 32)
@@ -29,6 +30,13 @@ def test_prefixes_equal_golden_values_for_every_tie_rule(golden, codes, ties, ke
     found = hamming_prefix_ap(*codes, prefixes=PREFIXES, ties=ties)
     for bits in PREFIXES:
         np.testing.assert_allclose(found[bits], golden[f"ap_{key}_{bits}"], atol=1e-9)
+
+
+@pytest.mark.parametrize("bits", PREFIXES)
+def test_distances_add_up_to_the_golden_sum(golden, codes, bits):
+    both = np.concatenate([codes[0][:, :bits], codes[1][:, :bits]])
+    distances = hamming_distances(both)[: len(codes[0]), len(codes[0]) :]
+    assert np.rint(distances * bits).sum(dtype=np.int64) == golden[f"dist_sum_{bits}"]
 
 
 @pytest.mark.parametrize("bits", PREFIXES)

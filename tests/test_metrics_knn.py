@@ -34,6 +34,14 @@ def test_accuracy_and_predictions_equal_golden_values(golden, result, i):
     assert votes["top5_voted"] <= votes["top5"]
 
 
+def test_the_sums_of_weights_are_the_golden_votes(golden):
+    cosines, near = knn_search(golden["train_features"], golden["test_features"], 20)
+    votes = np.zeros((len(near), int(golden["num_classes"])))
+    rows = np.arange(len(near))[:, None]
+    np.add.at(votes, (rows, golden["train_labels"][near]), np.exp(cosines / float(golden["temperature"])))
+    np.testing.assert_allclose(votes, golden["votes_k20"], rtol=1e-4, atol=1e-9)
+
+
 def every_search(train, test, k):
     queries, rows = unit_pair(test, train, "test", "train")
     yield search_cpu(rows.numpy(), queries.numpy(), k, prefilter=True)

@@ -256,6 +256,12 @@ def test_a_class_that_training_lacks_is_counted_wrong_and_said(tmp_path, images,
     assert result.outcomes["top1"][4:].sum() == 0
 
 
+def test_a_probe_that_is_shown_one_class_alone_is_scored(tmp_path, run):
+    write_images(tmp_path, train=6, val=3, classes=1)
+    result = LinearCached(epochs=1).run(subject(run, folder_data(tmp_path), tmp_path))
+    assert result.scores["top1"].value == 1.0 and result.scores["top1"].n == 3
+
+
 @pytest.mark.parametrize(
     "make, word", [(lambda: KNN(ks=[5], k=20), "k=20"), (lambda: Retrieval("all"), "all"), (lambda: Hamming([0]), "0")]
 )
