@@ -88,7 +88,7 @@ def place(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, setting
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "open_launcher", lambda kind, jobs, folder, cluster: Forks(jobs))
     monkeypatch.setattr(run, "as_item", lambda task, data: Item(QUICK[task](), data))
-    monkeypatch.setattr(run, "rebuild", lambda root, output: "")
+    monkeypatch.setattr(run, "rebuild", lambda *_: "")
 
     def evaluate(**changed: Any) -> int:
         config = settings.copy()
