@@ -26,11 +26,16 @@ evaluate_options = $(call name_option,suite,$(SUITE)) $(call path_option,data_ro
 sweep_options = $(call name_option,experiment,$(TABLE)) $(call name_option,data,$(DATA)) \
     $(call path_option,data_root,$(DATA_ROOT)) $(ARGS)
 records_option = $(if $(OUTPUT),--records $(call in_shell,$(OUTPUT)/records))
+# Without their dependencies: these would bring a second OpenCV over the headless one. What they do need is listed in
+# pyproject.toml. No compiler: mmcv installs as pure Python, and evaluate/openmmlab/operators.py stands in for the rest.
+openmmlab := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation imaug
+pip_install = $(python) -m pip install -qq --no-compile --progress-bar off --no-warn-conflicts -c constraints.txt
+install_openmmlab = $(pip_install) --no-deps $(openmmlab)
 compared = $(call in_shell,$(A)) $(call in_shell,$(B)) $(foreach name,$(MORE),$(call in_shell,$(name)))
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install datasets pretrain eval-all leaderboard compare ablation test test-all check docs bench cache clean-cache clean clean-all
+.PHONY: help install openmmlab mmcv-ops datasets pretrain eval-all leaderboard compare ablation test test-all check docs bench cache clean-cache clean clean-all
 
 help: ## list the targets and their variables
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -48,6 +53,12 @@ help: ## list the targets and their variables
 	@echo '  PYTHON         interpreter that .venv is made with (3.11 to 3.13)'
 
 install: $(ready) ## set up .venv (the other targets do this by themselves)
+
+openmmlab: $(ready) ## put OpenMMLab into .venv again (install does it too)
+	$(install_openmmlab)
+
+mmcv-ops: $(ready) ## optional, a compiler and minutes: mmcv's own operators, for deformable attention and the like
+	$(python) -m evaluate.openmmlab.build $(ARGS)
 
 datasets: $(ready) ## list the datasets: what is below DATA_ROOT, and the layout expected of the others; ARGS="--check NAME"
 	$(python) -m evaluate.datasets $(if $(DATA_ROOT),--data-root $(call in_shell,$(DATA_ROOT))) $(ARGS)
@@ -124,7 +135,7 @@ $(ready): pyproject.toml constraints.txt
 	else \
 	    echo 'updating $(venv)'; \
 	fi; \
-	if ! $(python) -m pip install -qq --no-compile --progress-bar off --prefer-binary -c constraints.txt -e '.[dev]'; then \
+	if ! $(pip_install) --prefer-binary -e '.[dev]' || ! $(install_openmmlab); then \
 	    echo 'setting up $(venv) failed, see above; the same command tries again' >&2; \
 	    exit 1; \
 	fi; \

@@ -51,6 +51,17 @@ def outline(image: np.ndarray, boxes: np.ndarray, colour: tuple[int, int, int]) 
     return out
 
 
+def named_boxes(image: np.ndarray, boxes: np.ndarray, names: Sequence[str], colour: tuple[int, int, int]) -> np.ndarray:
+    """Image with boxes (n, 4) as in `outline`, and a name at the upper left corner of each."""
+    canvas = Image.fromarray(outline(image, boxes, colour))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(8, min(image.shape[:2]) // 24))
+    for (x, y, *_), name in zip(np.asarray(boxes).reshape(-1, 4), names, strict=True):
+        place = max(0, int(x)), max(0, int(y))
+        pen.rectangle(pen.textbbox(place, name, font=font), fill="black")
+        pen.text(place, name, fill=colour, font=font)
+    return np.asarray(canvas)
+
+
 def fitted(image: np.ndarray, side: int) -> np.ndarray:
     """Image with its longer side at no more than `side` pixels; a small one is enlarged by a whole factor."""
     height, width = image.shape[:2]

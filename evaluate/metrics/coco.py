@@ -94,6 +94,19 @@ def decode_mask(code: Mapping[str, Any]) -> np.ndarray:
     return mask_utils.decode(counts).astype(bool)
 
 
+def region_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Mask (height, width) boolean of an annotation's `segmentation`: polygons, or run lengths compressed or not.
+
+    Raises ValueError for run lengths of another size.
+    """
+    if not isinstance(segmentation, dict):
+        parts = mask_utils.frPyObjects(segmentation, height, width)
+        return mask_utils.decode(mask_utils.merge(parts)).astype(bool)
+    if list(segmentation["size"]) != [height, width]:
+        raise ValueError(f"a mask of size {list(segmentation['size'])} for an image of {[height, width]}")
+    return decode_mask(segmentation)
+
+
 def _evaluate(truth: dict, found: list[Annotation], iou_type: str) -> COCOeval_faster:
     # The evaluator needs one result at least: an empty box at score 0 matches nothing, so AP is 0 with ground truth.
     found = found or _placeholder(truth, iou_type)

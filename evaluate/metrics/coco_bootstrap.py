@@ -1,4 +1,4 @@
-"""COCO AP over resampled images: intervals of class-agnostic AP, and the AP of single images.
+"""COCO AP over resampled images: intervals of class-agnostic and of class-aware AP, and the AP of single images.
 
 The AP of a set is no mean over images, so a resample has to be ranked again. What each detection matched depends on
 its own image alone: it is found once, and an image drawn twice counts twice in the running sums. Copies of one image
@@ -7,6 +7,7 @@ stand next to each other among equal scores.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,30 @@ def agnostic_matches(truth_json: Truth, detections: list[Annotation], *, iou_typ
     ranked = np.argsort(-np.concatenate([*scores, np.zeros(0)]), kind="stable")
     summary = np.array(evaluator.stats[:12], np.float64)
     return Matches(ids, np.array(images, np.int64)[ranked], hits[:, ranked], counted[:, ranked], objects, summary)
+
+
+def class_intervals(
+    truth_json: Truth, detections: list[Annotation], *, iou_type: str
+) -> tuple[np.ndarray, list[tuple[float | None, float | None]]]:
+    """Class-aware AP, AP50 and AP75, (3,), the means over the classes that have objects, with intervals over images.
+
+    Arguments and errors as `evaluate.metrics.coco_ap`; the same images are drawn for every class.
+    """
+    truth = _read_truth(truth_json, iou_type, False)
+    found = _read_detections(truth, detections, iou_type, False)
+    annotated = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
+    wholes, draws, images = [], [], len(truth["images"])
+    for category in (c["id"] for c in truth["categories"] if c["id"] in annotated):
+        own = truth | {"annotations": [a for a in truth["annotations"] if a["category_id"] == category]}
+        matches = agnostic_matches(own, [d for d in found if d["category_id"] == category], iou_type=iou_type)
+        wholes.append(matches.precision())
+        draws.append(matches.resampled())
+    if not wholes:
+        return np.full(3, np.nan), [(None, None)] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a resample may hold no object of any class
+        whole, resamples = np.nanmean(wholes, axis=0), np.nanmean(draws, axis=0)
+    return np.array([whole.mean(), whole[0], whole[5]]), interval(whole, resamples, images)
 
 
 def _match(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -48,6 +48,15 @@ def mean_iou(counts: np.ndarray, *, hungarian: bool = False, empty_as_zero: bool
     return float(overlap.diagonal().mean() if empty_as_zero else overlap.diagonal()[present].mean())
 
 
+def mean_accuracy(counts: np.ndarray) -> float:
+    """Mean over the classes that occur of the share of their pixels that are predicted as such, in [0, 1].
+
+    counts (C, C) from `confusion`; NaN when no pixel counts.
+    """
+    true = counts.sum(axis=1)
+    return float((counts.diagonal()[true > 0] / true[true > 0]).mean()) if true.any() else float("nan")
+
+
 class ClassCounts:
     """Pixels of each class by image, from which scores of single images and of resampled sets follow."""
 
@@ -80,6 +89,10 @@ class ClassCounts:
         """Interval at 95 % of the mean IoU of the set, by resampling images; None for both ends where unknown."""
         return self._bootstrap(lambda totals: mean_iou_of_totals(totals, empty_as_zero))
 
+    def mean_accuracy_interval(self) -> tuple[float | None, float | None]:
+        """Interval at 95 % of the mean accuracy of classes, by resampling images."""
+        return self._bootstrap(_mean_accuracy)
+
     def accuracy_interval(self) -> tuple[float | None, float | None]:
         """Interval at 95 % of the share of correct pixels, by resampling images."""
         return self._bootstrap(lambda totals: totals[:, 0].sum(1) / np.maximum(totals[:, 1].sum(1), 1))
@@ -96,6 +109,14 @@ class ClassCounts:
             return None, None
         low, high = expanded_percentiles(spread[np.isfinite(spread)], n, 0.95)
         return max(whole + low, 0.0), min(whole + high, 1.0)
+
+
+def _mean_accuracy(totals: np.ndarray) -> np.ndarray:
+    """Mean accuracy (m,) over the classes that occur; totals as in `mean_iou_of_totals`."""
+    correct, true, _ = totals.transpose(1, 0, 2)
+    present = (true > 0).sum(axis=1)
+    mean = (correct / np.maximum(true, 1)).sum(axis=1) / np.maximum(present, 1)
+    return np.where(present > 0, mean, np.nan)
 
 
 def mean_iou_of_totals(totals: np.ndarray, empty_as_zero: bool) -> np.ndarray:

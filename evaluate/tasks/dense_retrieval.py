@@ -21,8 +21,9 @@ from evaluate.metrics.label_transfer import (
     sample_patches,
     transfer_labels,
 )
-from evaluate.metrics.segmentation import VOID, ClassCounts, confusion, mean_iou
-from evaluate.overlay import Tile, colours, sheet
+from evaluate.metrics.segmentation import ClassCounts, confusion, mean_iou
+from evaluate.overlay import sheet
+from evaluate.tasks._masks import class_table, tiles_of
 from evaluate.tasks.base import Result, Score, Subject, Task, Unavailable
 from pretrain.backbones import IMAGENET_STD
 from pretrain.datasets.masks import MaskData
@@ -214,21 +215,3 @@ class DenseRetrieval(Task):
     def tokens(self, subject: Subject, pixels: Tensor) -> Tensor:
         """Patch tokens (b, h, w, D) of views."""
         return dense_features(subject.store, subject.backbone, pixels, std=self.std(subject))
-
-
-def tiles_of(image: np.ndarray, truth: np.ndarray, found: np.ndarray, path: str, iou: float) -> list[Tile]:
-    """Image, true labels and labels found, side by side; where the truth is void, so is what is shown as found."""
-    name = path.rpartition("/")[2]
-    shown = np.where(truth == VOID, VOID, found)
-    return [(image, name), (colours(truth), "annotation"), (colours(shown), f"found, mIoU {100 * iou:.1f}")]
-
-
-def class_table(classes: list[str], total: np.ndarray) -> bytes:
-    """CSV with a line a class: its IoU and its share of the annotated pixels; empty for a class without pixels."""
-    union = total.sum(0) + total.sum(1) - total.diagonal()
-    share = total.sum(1) / max(total.sum(), 1)
-    lines = [
-        f"{name},{total[c, c] / union[c]:.6f},{share[c]:.6f}" if union[c] else f"{name},,{share[c]:.6f}"
-        for c, name in enumerate(classes)
-    ]
-    return "\n".join(["class,iou,share", *lines, ""]).encode()

@@ -90,7 +90,7 @@ class CocoInstances(InstanceData):
     ):
         file, place = annotations or f"annotations/instances_{split}.json", images or split
         layout = f"annotations/ with {file}, and {place}/<file_name>"
-        source = locate(root, folder, layout)
+        source = locate(root, folder, layout, file.partition("/")[0])
         if source.size(file) == 0:
             raise FileNotFoundError(f"no instances file {source.root}/{file}; expected {layout}")
         truth = read_instances(source.read(file), f"{source.root}/{file}")
@@ -102,8 +102,10 @@ class CocoInstances(InstanceData):
 class VOCBoxes(InstanceData):
     """PASCAL VOC: `ImageSets/Main/<split>.txt`, `JPEGImages/<id>.jpg` and the boxes of `Annotations/<id>.xml`.
 
-    All objects count, difficult ones too (`difficult=false` leaves these out). `root` as in `VOCMasks`. Raises
-    FileNotFoundError naming the layout, ImageError naming an annotation that cannot be read.
+    All objects count, difficult ones too (`difficult=false` leaves these out). classes: names of the objects, in the
+    order of the classes; without them all are one class, "object". `root` as in `VOCMasks`; `folder` replaces the
+    places that are looked in. Raises FileNotFoundError naming the layout, ImageError naming an annotation that cannot
+    be read or an object of no class.
     """
 
     def __init__(
@@ -113,19 +115,27 @@ class VOCBoxes(InstanceData):
         *,
         year: str = "VOC2012",
         difficult: bool = True,
+        classes: Sequence[str] = (),
+        folder: str | Sequence[str] = "",
         name: str = "voc",
         skip_bad: bool = False,
     ):
         layout = "JPEGImages/<id>.jpg, Annotations/<id>.xml and ImageSets/Main/<split>.txt"
-        source = locate(root, (f"VOCdevkit/{year}", year, f"voc/VOCdevkit/{year}", f"voc/{year}", "voc"), layout)
+        places = (f"VOCdevkit/{year}", year, f"voc/VOCdevkit/{year}", f"voc/{year}", "voc")
+        source = locate(root, folder or places, layout)
         ids = [line.split()[0] for line in read_lines(source, f"ImageSets/Main/{split}.txt", layout)]
-        truth: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "object"}]}
+        truth: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+        names = {name: i for i, name in enumerate(classes or ("object",), start=1)}
+        truth["categories"] = [{"id": i, "name": name} for name, i in names.items()]
         for number, image in enumerate(ids, start=1):
             where = f"Annotations/{image}.xml"
-            size, boxes = read_voc_boxes(source.read(where), f"{source.root}/{where}", difficult)
+            size, boxes, found = read_voc_boxes(source.read(where), f"{source.root}/{where}", difficult)
+            if wrong := [name for name in found if classes and name not in names]:
+                raise ImageError(f"{source.root}/{where}: {wrong[0]!r} is none of {', '.join(names)}")
             truth["images"].append({"id": number, "file_name": f"{image}.jpg", "width": size[0], "height": size[1]})
-            for x, y, w, h in boxes:
-                item = {"id": len(truth["annotations"]) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
+            for (x, y, w, h), object_name in zip(boxes, found, strict=True):
+                item = {"id": len(truth["annotations"]) + 1, "image_id": number, "iscrowd": 0}
+                item["category_id"] = names[object_name] if classes else 1
                 truth["annotations"].append(item | {"bbox": [x, y, w, h], "area": w * h})
         super().__init__(name, source, [f"JPEGImages/{image}.jpg" for image in ids], truth, skip_bad=skip_bad)
 
@@ -155,19 +165,34 @@ def read_instances(data: bytes, where: str) -> dict[str, Any]:
     missing = [key for key in SECTIONS if key not in truth] if isinstance(truth, dict) else list(SECTIONS)
     if missing:
         raise ImageError(f"{where} is no COCO instances file: it lacks {', '.join(missing)}")
-    known = {image["id"] for image in truth["images"]}
+    images = {image["id"]: image for image in truth["images"]}
+    categories = {category["id"] for category in truth["categories"]}
     for annotation in truth["annotations"]:
-        if annotation["image_id"] not in known:
-            raise ImageError(
-                f"{where}: annotation {annotation['id']} names image id {annotation['image_id']}, which is not listed"
-            )
-        if min(annotation["bbox"][2:]) < 0:
-            raise ImageError(f"{where}: annotation {annotation['id']} has box {annotation['bbox']} of negative size")
+        if problem := _wrong(annotation, images, categories):
+            raise ImageError(f"{where}: annotation {annotation.get('id')} {problem}")
     return truth
 
 
-def read_voc_boxes(data: bytes, where: str, difficult: bool) -> tuple[tuple[int, int], list[tuple[float, ...]]]:
-    """Width and height of an image, and its boxes as x, y, width, height in pixels counted from 0.
+def _wrong(annotation: dict[str, Any], images: dict[int, dict[str, Any]], categories: set[int]) -> str:
+    """What is wrong with an annotation, if anything."""
+    image, category = images.get(annotation["image_id"]), annotation.get("category_id")
+    if image is None:
+        return f"names image id {annotation['image_id']}, which is not listed"
+    left, top, width, height = annotation["bbox"]
+    if min(width, height) < 0:
+        return f"has box {annotation['bbox']} of negative size"
+    right, bottom = image.get("width", left + 1), image.get("height", top + 1)
+    if left + width < 0 or top + height < 0 or left > right or top > bottom:
+        return f"has box {annotation['bbox']} outside its image of {right} x {bottom} pixels"
+    if category not in categories:
+        return f"names category id {category}, which is not listed"
+    return ""
+
+
+def read_voc_boxes(
+    data: bytes, where: str, difficult: bool
+) -> tuple[tuple[int, int], list[tuple[float, ...]], list[str]]:
+    """Width and height of an image, its boxes as x, y, width, height in pixels counted from 0, and their names.
 
     Raises ImageError naming the file when it is not such an annotation.
     """
@@ -177,6 +202,7 @@ def read_voc_boxes(data: bytes, where: str, difficult: bool) -> tuple[tuple[int,
         root = ElementTree.fromstring(data)
         size = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
         boxes: list[tuple[float, ...]] = []
+        names: list[str] = []
         for item in root.iter("object"):
             if not difficult and item.findtext("difficult", "0").strip() == "1":
                 continue
@@ -184,6 +210,7 @@ def read_voc_boxes(data: bytes, where: str, difficult: bool) -> tuple[tuple[int,
                 float(item.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")
             )
             boxes.append((left - 1, top - 1, right - left + 1, bottom - top + 1))  # pixels from 1, both ends inside
-        return size, boxes
+            names.append(item.findtext("name", "").strip())
+        return size, boxes, names
     except (ElementTree.ParseError, ValueError) as error:
         raise ImageError(f"{where} is no PASCAL VOC annotation: {error}") from error
