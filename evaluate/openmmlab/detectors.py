@@ -14,6 +14,7 @@ from torch import nn
 from evaluate.features import PRECISIONS
 from evaluate.metrics.coco import encode_mask
 from evaluate.openmmlab.library import building, quiet
+from evaluate.openmmlab.sizes import base_stride
 from evaluate.openmmlab.training import as_lists, pixels
 
 HEADS = ("mask_rcnn", "cascade", "retinanet")
@@ -21,11 +22,6 @@ RATIOS = [0.5, 1.0, 2.0]
 CASCADE = (0.5, 0.6, 0.7)  # IoU with an object above which a proposal of each stage is positive
 STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 PROPOSALS, DETECTIONS = 1000, 100  # an image
-
-
-def base_stride(patch: int) -> int:
-    """The power of two nearest to a patch size, in pixels: of the map that the pyramid starts from."""
-    return min((2**k for k in range(2, 6)), key=lambda stride: abs(stride - patch))
 
 
 def build_detector(
