@@ -71,7 +71,10 @@ def read(file: Path, data_root: Path) -> Dataset:
     text = file.read_text("utf-8")
     splits: dict[str, dict[str, Any]] = yaml.safe_load(text)["splits"]
     readers = {split: reader(settings, data_root) for split, settings in splits.items()}
-    own = any(each["_target_"].rpartition(".")[2] in OWN and "folder" not in each for each in splits.values())
+    own = any(
+        each.get("folder", "" if each["_target_"].rpartition(".")[2] in OWN else "its own") == ""
+        for each in splits.values()
+    )
     return Dataset(file.stem, layout(text.partition("\n")[0]), own, readers)
 
 

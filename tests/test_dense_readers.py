@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pretrain.datasets import ImageError
+from pretrain.datasets.cityscapes import Cityscapes
 from pretrain.datasets.indexed import decode_labels, encode_labels
 from pretrain.datasets.instances import CocoInstances, Unannotated, VOCBoxes
 from pretrain.datasets.masks import ADE20K, CamVid, Masks, VOCMasks
@@ -165,6 +166,21 @@ def test_ade20k_labels_start_at_one_and_zero_is_void(tmp_path):
         ADE20K(base, "training")
 
 
+def test_cityscapes_pairs_images_and_train_ids_by_city(tmp_path):
+    base = tmp_path / "cityscapes"
+    for city in ("ulm", "bonn"):
+        photo(base / "leftImg8bit" / "val" / city / f"{city}_0_leftImg8bit.png", 1, 3)
+        for kind, labels in (("labelTrainIds", [0, 18, 255]), ("color", [1, 1, 1])):
+            put(base / "gtFine" / "val" / city / f"{city}_0_gtFine_{kind}.png", np.array([labels], np.uint8))
+    for root in (tmp_path, base):
+        data = Cityscapes(root, "val")
+        assert len(data) == 2 and data.paths[0].startswith("leftImg8bit/val/bonn/") and len(data.classes) == 19
+        np.testing.assert_array_equal(data.mask(1), [[0, 18, 255]])
+    (base / "gtFine/val/ulm/ulm_0_gtFine_labelTrainIds.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 images of cityscapes have no mask"):
+        Cityscapes(tmp_path, "val")
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_camvid_follows_the_paths_of_another_machine_or_pairs_by_name(tmp_path, listed):
     for name in ("b", "a"):
@@ -186,7 +202,17 @@ def test_a_camvid_list_of_single_paths_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "reader", [VOCMasks, VOCBoxes, ADE20K, CamVid, Davis, CocoInstances, lambda root, split: Masks(root, "x", "y", 2)]
+    "reader",
+    [
+        VOCMasks,
+        VOCBoxes,
+        ADE20K,
+        CamVid,
+        Cityscapes,
+        Davis,
+        CocoInstances,
+        lambda root, split: Masks(root, "x", "y", 2),
+    ],
 )
 def test_a_missing_root_is_named_with_the_layout(tmp_path, reader):
     with pytest.raises(FileNotFoundError, match=r"nowhere.*expected "):
