@@ -98,7 +98,7 @@ class Training:
         Raises FloatingPointError when the loss is not finite, ImageError naming a damaged image, and CheckpointError
         when the saved state is damaged. Interrupted, it saves its state first.
         """
-        optimizer = torch.optim.AdamW(self.groups, foreach=False)
+        optimizer = torch.optim.AdamW(self.groups)
         rates = [group["lr"] for group in optimizer.param_groups]
         self.model.to(self.store.device)
         self.load(optimizer)
@@ -159,20 +159,23 @@ class Training:
         store, size = self.store, self.schedule.batch_size
         if size % store.world:
             raise ValueError(f"batch_size={size} cannot be shared by {store.world} processes; use a multiple")
-        keys = [list(self.draws(i))[store.rank :: store.world] for i in range(self.iteration, self.schedule.iterations)]
         workers = store.workers
         if workers is None:  # processors that train have none to spare
             spare = (os.cpu_count() or 1) // store.local_world if store.device.type == "cuda" else 0
             workers = min(16, spare)
-        return DataLoader(self.samples, batch_sampler=keys, num_workers=workers, collate_fn=as_lists)  # type: ignore[arg-type]
+        return DataLoader(self.samples, batch_sampler=self.batches(), num_workers=workers, collate_fn=as_lists)  # type: ignore[arg-type]
 
-    def draws(self, iteration: int) -> Iterator[tuple[int, int]]:
-        """(draw, row) of each sample of a batch: every epoch is a permutation of the images."""
-        n, size = len(self.rows), self.schedule.batch_size
-        for draw in range(iteration * size, (iteration + 1) * size):
-            if draw % n == 0 or draw == iteration * size:
-                order = np.random.default_rng((self.seed, draw // n)).permutation(n)
-            yield draw, int(self.rows[order[draw % n]])
+    def batches(self) -> Iterator[list[tuple[int, int]]]:
+        """(draw, row) of this process's samples in every batch that is left; an epoch is a permutation of the images."""
+        n, size, epoch, order = len(self.rows), self.schedule.batch_size, -1, np.zeros(0, np.int64)
+        for iteration in range(self.iteration, self.schedule.iterations):
+            batch = []
+            for draw in range(iteration * size, (iteration + 1) * size):
+                if draw // n != epoch:
+                    epoch = draw // n
+                    order = np.random.default_rng((self.seed, epoch)).permutation(n)
+                batch.append((draw, int(self.rows[order[draw % n]])))
+            yield batch[self.store.rank :: self.store.world]
 
     def note(self, values: Mapping[str, Any], share: float) -> None:
         """Take the losses of an iteration into the curve."""
