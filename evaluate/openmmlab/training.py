@@ -166,7 +166,7 @@ class Training:
         return DataLoader(self.samples, batch_sampler=self.batches(), num_workers=workers, collate_fn=as_lists)  # type: ignore[arg-type]
 
     def batches(self) -> Iterator[list[tuple[int, int]]]:
-        """(draw, row) of this process's samples in every batch that is left; an epoch is a permutation of the images."""
+        """(draw, row) of this process's samples in every batch that is left; an epoch permutes the images."""
         n, size, epoch, order = len(self.rows), self.schedule.batch_size, -1, np.zeros(0, np.int64)
         for iteration in range(self.iteration, self.schedule.iterations):
             batch = []
