@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +127,9 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(root,
     original = training.Training.note
 
     def stop(self: Any, values: Any, share: float) -> None:
-        if self.iteration == 2:
-            raise KeyboardInterrupt
         original(self, values, share)
+        if self.iteration == 1:
+            os.kill(os.getpid(), signal.SIGINT)  # in the middle of an iteration
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training.Training, "note", stop)

@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import random
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,7 +98,7 @@ class Training:
         """Train to the end of the schedule, from the saved state where there is one.
 
         Raises FloatingPointError when the loss is not finite, ImageError naming a damaged image, and CheckpointError
-        when the saved state is damaged. Interrupted, it saves its state first.
+        when the saved state is damaged. Ctrl-C is heard at the end of an iteration, when the state is whole.
         """
         optimizer = torch.optim.AdamW(self.groups)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -104,15 +106,11 @@ class Training:
         self.load(optimizer)
         if self.iteration == self.schedule.iterations:
             return
-        with own_randomness(self.store.device):
-            try:
-                self.loop(optimizer, rates)
-            except KeyboardInterrupt:
-                self.save(optimizer)
-                raise
+        with own_randomness(self.store.device), patient() as interrupted:
+            self.loop(optimizer, rates, interrupted)
         self.save(None)
 
-    def loop(self, optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
+    def loop(self, optimizer: torch.optim.Optimizer, rates: list[float], interrupted: Callable[[], bool]) -> None:
         """The iterations that are left."""
         self.model.train()
         wrapped = self.distributed()
@@ -139,9 +137,11 @@ class Training:
                 self.iteration += 1
                 bar.update()
                 bar.set_postfix_str(f"loss {float(values['loss'].detach()):.3f}", refresh=False)
-                if time.monotonic() - saved > SAVE_EVERY:
+                if interrupted() or time.monotonic() - saved > SAVE_EVERY:
                     self.save(optimizer)
                     saved = time.monotonic()
+                if interrupted():
+                    raise KeyboardInterrupt
 
     def distributed(self) -> Any:
         """The model, or the model with gradients averaged over the processes of a group where there is one."""
@@ -260,6 +260,26 @@ def own_randomness(device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numbers)
+
+
+@contextmanager
+def patient() -> Iterator[Callable[[], bool]]:
+    """A function that tells whether Ctrl-C was pressed, in place of an exception anywhere; a second one raises."""
+    heard: list[int] = []
+
+    def listen(number: int, _frame: Any) -> None:
+        if heard:
+            raise KeyboardInterrupt
+        heard.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, listen)
+    try:
+        yield lambda: bool(heard)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
