@@ -111,8 +111,13 @@ def _retina(classes: int, strides: Sequence[int], channels: int, anchor: int) ->
         "stacked_convs": 4, "anchor_generator": anchors | {"strides": list(strides)},
         "bbox_coder": _coder([1.0] * 4), "loss_cls": focal, "loss_bbox": {"type": "L1Loss", "loss_weight": 1.0},
     }  # fmt: skip
-    train = {"assigner": _assigner(0.5, 0.4, 0, True), "sampler": {"type": "PseudoSampler"}}
-    test = {"nms_pre": PROPOSALS, "min_bbox_size": 0, "score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5}}
+    train: dict[str, Any] = {"assigner": _assigner(0.5, 0.4, 0, True), "sampler": {"type": "PseudoSampler"}}
+    test: dict[str, Any] = {
+        "nms_pre": PROPOSALS,
+        "min_bbox_size": 0,
+        "score_thr": 0.05,
+        "nms": {"type": "nms", "iou_threshold": 0.5},
+    }
     train |= {"allowed_border": -1, "pos_weight": -1, "debug": False}
     return {"type": "RetinaNet", "bbox_head": head, "train_cfg": train, "test_cfg": test | {"max_per_img": DETECTIONS}}
 
@@ -121,15 +126,20 @@ def _two_stages(
     classes: int, strides: Sequence[int], channels: int, hidden: int, anchor: int, cascade: bool
 ) -> dict[str, Any]:
     """Mask R-CNN, arXiv 1703.06870, or its cascade, arXiv 1906.09756, as mmdet sets them."""
-    cross = {"type": "CrossEntropyLoss", "loss_weight": 1.0}
-    anchors = {"type": "AnchorGenerator", "scales": [anchor], "ratios": RATIOS, "strides": list(strides)}
+    cross: dict[str, Any] = {"type": "CrossEntropyLoss", "loss_weight": 1.0}
+    anchors: dict[str, Any] = {
+        "type": "AnchorGenerator",
+        "scales": [anchor],
+        "ratios": RATIOS,
+        "strides": list(strides),
+    }
     smooth = {"type": "SmoothL1Loss", "beta": 1.0 / 9.0, "loss_weight": 1.0}
     rpn = {
         "type": "RPNHead", "in_channels": channels, "feat_channels": channels, "anchor_generator": anchors,
         "bbox_coder": _coder([1.0] * 4), "loss_cls": cross | {"use_sigmoid": True},
         "loss_bbox": smooth if cascade else {"type": "L1Loss", "loss_weight": 1.0},
     }  # fmt: skip
-    box = {
+    box: dict[str, Any] = {
         "type": "Shared2FCBBoxHead", "in_channels": channels, "fc_out_channels": hidden, "roi_feat_size": 7,
         "num_classes": classes, "loss_cls": cross | {"use_sigmoid": False},
     }  # fmt: skip
@@ -137,12 +147,17 @@ def _two_stages(
         "type": "FCNMaskHead", "num_convs": 4, "in_channels": channels, "conv_out_channels": channels,
         "num_classes": classes, "loss_mask": cross | {"use_mask": True},
     }  # fmt: skip
-    roi = {
+    roi: dict[str, Any] = {
         "bbox_roi_extractor": _extractor(7, channels, strides), "mask_roi_extractor": _extractor(14, channels, strides),
         "mask_head": mask,
     }  # fmt: skip
-    sampler = {"type": "RandomSampler", "neg_pos_ub": -1, "num": 512, "pos_fraction": 0.25}
-    stage = {"sampler": sampler | {"add_gt_as_proposals": True}, "mask_size": 28, "pos_weight": -1, "debug": False}
+    sampler: dict[str, Any] = {"type": "RandomSampler", "neg_pos_ub": -1, "num": 512, "pos_fraction": 0.25}
+    stage: dict[str, Any] = {
+        "sampler": sampler | {"add_gt_as_proposals": True},
+        "mask_size": 28,
+        "pos_weight": -1,
+        "debug": False,
+    }
     if cascade:
         heads = [
             box | {"reg_class_agnostic": True, "bbox_coder": _coder(stds), "loss_bbox": smooth | {"beta": 1.0}}
@@ -155,13 +170,13 @@ def _two_stages(
         roi |= {"type": "StandardRoIHead"}
         rcnn = stage | {"assigner": _assigner(0.5, 0.5, 0.5, True)}
     few = sampler | {"num": 256, "pos_fraction": 0.5, "add_gt_as_proposals": False}
-    first = {"assigner": _assigner(0.7, 0.3, 0.3, True), "sampler": few}
-    kept = {"max_per_img": PROPOSALS, "nms": {"type": "nms", "iou_threshold": 0.7}, "min_bbox_size": 0}
+    first: dict[str, Any] = {"assigner": _assigner(0.7, 0.3, 0.3, True), "sampler": few}
+    kept: dict[str, Any] = {"max_per_img": PROPOSALS, "nms": {"type": "nms", "iou_threshold": 0.7}, "min_bbox_size": 0}
     train = {
         "rpn": first | {"allowed_border": -1, "pos_weight": -1, "debug": False},
         "rpn_proposal": kept | {"nms_pre": 2 * PROPOSALS}, "rcnn": rcnn,
     }  # fmt: skip
-    final = {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": DETECTIONS}
+    final: dict[str, Any] = {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": DETECTIONS}
     test = {"rpn": kept | {"nms_pre": PROPOSALS}, "rcnn": final | {"mask_thr_binary": 0.5}}
     name = "CascadeRCNN" if cascade else "MaskRCNN"
     return {"type": name, "rpn_head": rpn, "roi_head": roi | {"bbox_head": heads}, "train_cfg": train, "test_cfg": test}

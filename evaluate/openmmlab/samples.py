@@ -120,7 +120,8 @@ def mask_samples(images: MaskData, augmentation: Augmentation, seed: int) -> Sam
     pack = [{"type": "PackSegInputs"}]
     with building("mmseg"):
         chains = [[TRANSFORMS.build(step) for step in [*chain, *pack]] for chain in (steps, [fitted], [fitted])]
-    return Samples(images, make, *chains, seed=seed)
+    drawn, plain, test = chains
+    return Samples(images, make, drawn, plain, test, seed)
 
 
 def instance_samples(images: InstanceData, augmentation: Augmentation, seed: int, masks: bool) -> Samples:
@@ -151,7 +152,8 @@ def instance_samples(images: InstanceData, augmentation: Augmentation, seed: int
 
     with building("mmdet"):
         chains = [[TRANSFORMS.build(step) for step in [*chain, *pack]] for chain in (steps, [fitted], [fitted])]
-    return Samples(images, make, *chains, seed=seed)
+    drawn, plain, test = chains
+    return Samples(images, make, drawn, plain, test, seed)
 
 
 class Truth:
@@ -178,7 +180,7 @@ class Truth:
                 f"{self.images.source.root}/{self.images.paths[row]} has {width} x {height} pixels, its annotations "
                 f"are for {listed[0]} x {listed[1]}; use the image that was annotated"
             )
-        corners = np.array([a["bbox"] for a in found], np.float32).reshape(-1, 4)
+        corners: Any = np.array([a["bbox"] for a in found], np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         corners = corners.clip(0, [width, height, width, height])
         results: Sample = {

@@ -167,7 +167,8 @@ class Training:
 
     def batches(self) -> Iterator[list[tuple[int, int]]]:
         """(draw, row) of this process's samples in every batch that is left; an epoch permutes the images."""
-        n, size, epoch, order = len(self.rows), self.schedule.batch_size, -1, np.zeros(0, np.int64)
+        n, size, epoch = len(self.rows), self.schedule.batch_size, -1
+        order: Any = None
         for iteration in range(self.iteration, self.schedule.iterations):
             batch = []
             for draw in range(iteration * size, (iteration + 1) * size):

@@ -38,7 +38,8 @@ class SuiteBackbone(BaseModule):
         self.network: Any = network if frozen else copy.deepcopy(network).requires_grad_(True)
         self.count, self.frozen, self.stride = blocks, frozen, stride
         if checkpointing and not frozen:
-            self.network.vit.set_grad_checkpointing(True)
+            vit: Any = self.network.vit
+            vit.set_grad_checkpointing(True)
 
     def init_weights(self) -> None:
         """Nothing: the weights are those of the checkpoint, not to be drawn anew by the framework."""

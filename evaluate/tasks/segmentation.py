@@ -126,17 +126,11 @@ class Segmentation(HeadTask):
 
         train: Any = subject.data.split(self.train_split)
         augmentation = self.augmentation(subject)
-        settings = {"channels": self.channels, "heads": len(self.rates), "checkpointing": self.checkpointing}
+        settings: dict[str, Any] = {"channels": self.channels, "heads": len(self.rates), "window": augmentation.crop}
+        settings |= {"frozen": self.frozen, "checkpointing": self.checkpointing}
         with own_randomness(subject.device):
             torch.manual_seed(subject.seed)
-            model = build_segmentor(
-                subject.backbone,
-                self.head,
-                len(train.classes),
-                window=augmentation.crop,
-                frozen=self.frozen,
-                **settings,
-            )  # type: ignore[arg-type]
+            model = build_segmentor(subject.backbone, self.head, len(train.classes), **settings)
         held = len(self.rates) > 1 and self.selection(subject) != VAL
         rows = [row for row in range(len(train)) if not held or row % HELD_OUT]
         training = Training(
