@@ -26,7 +26,8 @@ from omegaconf import DictConfig
 from pretrain import cli
 from pretrain.bench_data import bench_data
 from pretrain.bench_peers import PEERS, Peer
-from pretrain.train import Run, prepare, start_epoch, train_step
+from pretrain.prepare import Run, prepare
+from pretrain.train import start_epoch, train_step
 from pretrain.views import colour_views
 
 ROUNDS, STEPS = 5, 12

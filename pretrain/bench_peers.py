@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.backbones import Backbone
-from pretrain.train import Run
+from pretrain.prepare import Run
 
 INSTALL = "pip install -e '.[bench]'"
 PEERS = {"dino": "lightly", "barlow_twins": "lightly", "vicreg": "lightly"}

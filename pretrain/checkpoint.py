@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pretrain.backbones import Backbone
+from pretrain.distributed import assign
 
 SCHEMA = 1
 
@@ -118,7 +119,8 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{origin} is of another architecture: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict(dict(tensors))
+    for name, value in wanted.items():
+        assign(value, tensors[name])
 
 
 def save_run(

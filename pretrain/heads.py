@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.distributed import is_distributed, sum_over_processes
+from pretrain.distributed import assign, is_distributed, sum_over_processes
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
@@ -95,9 +95,10 @@ def draw_linear(layer: nn.Linear, init: str, gain: float, generator: torch.Gener
         weight.uniform_(-bound, bound, generator=generator)
     else:
         nn.init.trunc_normal_(weight, std=0.02, a=-2.0, b=2.0, generator=generator)
-    layer.weight.copy_(weight)
+    assign(layer.weight, weight)
     if layer.bias is not None:
-        layer.bias.zero_() if init != "torch" else layer.bias.uniform_(-bound, bound, generator=generator)
+        bias = torch.zeros(layer.bias.shape)
+        assign(layer.bias, bias.uniform_(-bound, bound, generator=generator) if init == "torch" else bias)
 
 
 class PrototypeHead(nn.Module):
@@ -130,7 +131,8 @@ class PrototypeHead(nn.Module):
         """Draw all weights anew in place, from the distribution of the start."""
         self.bottleneck.redraw(generator)
         bound = self.last_direction.shape[1] ** -0.5
-        self.last_direction.copy_(torch.empty(self.last_direction.shape).uniform_(-bound, bound, generator=generator))
+        directions = torch.empty(self.last_direction.shape).uniform_(-bound, bound, generator=generator)
+        assign(self.last_direction, directions)
         self.last_scale.fill_(1.0)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.distributed import local, norms
+
 
 def parameter_groups(
     module: nn.Module, *, decay_tokens: bool = True, plain_factor: float = 1.0
@@ -58,9 +60,10 @@ class LARS(torch.optim.Optimizer):
                 update = p.grad
                 if p.ndim != 1:
                     update = update.add(p, alpha=group["weight_decay"])
-                    p_norm, u_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(update)
+                    p_norm, u_norm = norms([p, update])
                     ratio = group["eta"] * p_norm / u_norm
-                    update = update * torch.where((p_norm > 0) & (u_norm > 0), ratio, torch.ones_like(ratio))
+                    factor = torch.where((p_norm > 0) & (u_norm > 0), ratio, torch.ones_like(ratio))
+                    local(update).mul_(factor)
                 state = self.state[p]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(p)
@@ -92,9 +95,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, mode: str =
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    norms = torch.stack(torch._foreach_norm(grads))
-    total = torch.linalg.vector_norm(norms)
+    each = norms(grads)
+    total = torch.linalg.vector_norm(each)
     if limit > 0:
-        factors = (limit / ((norms if mode == "per_param" else total.expand(len(grads))) + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, list(factors.unbind()))
+        factors = (limit / ((each if mode == "per_param" else total.expand(len(grads))) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([local(grad) for grad in grads], list(factors.unbind()))
     return total

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.checkpoint import (
     CheckpointError,
@@ -24,9 +24,10 @@ from pretrain.checkpoint import (
     save_resume,
     save_run,
 )
+from pretrain.distributed import gathered, split_like
 
 if TYPE_CHECKING:
-    from pretrain.train import Run
+    from pretrain.prepare import Run
 
 #: configuration keys that change no number of a run
 HARMLESS = {"runs", "name", "resume", "data_root", "data.splits", "data.prepare", "quiet", "overwrite"}
@@ -34,7 +35,7 @@ HARMLESS |= {
     f"trainer.{key}"
     for key in (
         "workers", "save_every", "save_minutes", "keep_every", "keep_last", "log_every", "loggers", "curves", "devices",
-        "num_nodes", "stop_after_epoch",
+        "num_nodes", "strategy", "stop_after_epoch",
     )
 }  # fmt: skip
 #: keys that older runs lack, with the value that they were trained by
@@ -42,11 +43,14 @@ ADDED = {"trainer.accumulate": 1}
 
 
 def save(run: Run, finished: bool = False) -> None:
-    """Save what evaluation reads and what a continued run needs, on the main process."""
+    """Save what evaluation reads and what a continued run needs, on the main process; all must call it."""
     run.fabric.barrier()
+    student = run.network
+    evaluated = run.teacher if run.teacher is not None else student
+    parts = (Whole(evaluated.backbone), Whole(evaluated.head))
+    both = (Whole(student.backbone), Whole(student.head)) if run.teacher is not None else None
+    tensors = resume_tensors(run)
     if run.fabric.is_global_zero:
-        student = run.network
-        evaluated = run.teacher if run.teacher is not None else student
         info = {
             **run.info,
             "step": run.step,
@@ -56,15 +60,25 @@ def save(run: Run, finished: bool = False) -> None:
             "seconds": round(run.seconds, 1),
             "finished": finished,
         }
-        parts = (evaluated.backbone, evaluated.head)
-        both = (student.backbone, student.head) if run.teacher is not None else None
         epoch = run.step // run.steps_per_epoch
         if run.step % run.steps_per_epoch == 0 and keeps(run.trainer, epoch):
             save_run(run.directory / "epochs" / f"{epoch:03d}", parts, both, info)
             forget_epochs(run.directory / "epochs", epoch, run.trainer["keep_every"], run.trainer["keep_last"])
-        save_resume(run.directory, *resume_state(run, info))
+        scaler = {key: float(value) for key, value in run.fabric.strategy.precision.state_dict().items()}
+        save_resume(run.directory, tensors, {**info, "sums": run.sums, "scaler": scaler})
         save_run(run.directory, parts, both, info)
     run.fabric.barrier()
+
+
+class Whole:
+    """The tensors of a module, gathered on the main process where they are in shards."""
+
+    def __init__(self, module: nn.Module):
+        self.tensors = {name: gathered(value) for name, value in module.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        return self.tensors
 
 
 def keeps(trainer: Mapping[str, Any], epoch: int) -> bool:
@@ -80,19 +94,18 @@ def forget_epochs(folder: Path, epoch: int, every: int, last: int) -> None:
             shutil.rmtree(old)
 
 
-def resume_state(run: Run, info: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (student, teacher, objective, optimiser) and facts that continue the run exactly."""
+def resume_tensors(run: Run) -> dict[str, Tensor]:
+    """Tensors (student, teacher, objective, optimiser) that continue the run exactly."""
     modules = {"student": run.network, "teacher": run.teacher, "objective": run.objective}
     tensors = {
-        f"{part}/{name}": value
+        f"{part}/{name}": gathered(value)
         for part, module in modules.items()
         if module is not None
         for name, value in module.state_dict().items()
     }
     for index, entries in run.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in entries.items()}
-    scaler = {key: float(value) for key, value in run.fabric.strategy.precision.state_dict().items()}
-    return tensors, {**info, "sums": run.sums, "scaler": scaler}
+        tensors |= {f"optimizer/{index}/{key}": gathered(torch.as_tensor(value)) for key, value in entries.items()}
+    return tensors
 
 
 def restore(run: Run) -> bool:
@@ -117,9 +130,13 @@ def restore(run: Run) -> bool:
         if module is not None:
             load_weights(module, select(tensors, f"{part}/"), run.directory)
     optimizer = run.optimizer.state_dict()
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     for name, value in select(tensors, "optimizer/").items():
         index, key = name.split("/")
-        optimizer["state"].setdefault(int(index), {})[key] = value
+        like = parameters[int(index)]
+        optimizer["state"].setdefault(int(index), {})[key] = (
+            split_like(value, like) if value.shape == like.shape else value  # a step count is one number everywhere
+        )
     run.optimizer.load_state_dict(optimizer)
     if state["scaler"]:
         scaler = {k: int(v) if k == "_growth_tracker" else v for k, v in state["scaler"].items()}

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pretrain.distributed import is_distributed
+from pretrain.distributed import is_distributed, is_sharded, local
 
 
 class Network(nn.Module):
@@ -51,7 +51,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     Source: DINO, arXiv 2104.14294.
     """
     pairs = zip(teacher.parameters(), student.parameters(), strict=True)
-    ours, theirs = zip(*[(t, s.to(t.dtype)) for t, s in pairs], strict=True)
+    ours, theirs = zip(*[(local(t), local(s).to(t.dtype)) for t, s in pairs], strict=True)
     torch._foreach_mul_(ours, momentum)
     torch._foreach_add_(ours, theirs, alpha=1 - momentum)
 
@@ -114,7 +114,8 @@ def redraw(head: nn.Module, generator: torch.Generator) -> None:
     head.redraw(generator)  # type: ignore[operator]
     if is_distributed():
         for value in head.state_dict().values():
-            dist.broadcast(value, 0)
+            if not is_sharded(value):
+                dist.broadcast(value, 0)
 
 
 def hash_seed(*numbers: int) -> int:

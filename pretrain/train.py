@@ -1,78 +1,35 @@
-"""Pre-training: `python -m pretrain objective=bits_reset data=cifar10`.
+"""The training loop: `fit` is the loop, `train_step` one step, `train` a whole run; `prepare` builds what they touch.
 
-`fit` is the loop, `train_step` one step; everything before prepares them. Nothing a step does depends on the history of
-a random state (see `views`), so a saved step continues byte for byte.
+Nothing a step does depends on the history of a random state (see `views`), so a saved step continues byte for byte.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from pretrain import cli, diagnostics
-from pretrain.backbones import Backbone, preprocess
+from pretrain.backbones import preprocess
 from pretrain.checkpoint import CheckpointError, resume_run
 from pretrain.curves import write_curves
-from pretrain.datasets import ImageData, ImageError, centre_view
 from pretrain.distributed import mean_over_processes
-from pretrain.heads import build_head
-from pretrain.log import Log, Progress, describe_machine
-from pretrain.loggers import check_loggers
-from pretrain.objectives.base import Objective, Output
-from pretrain.optim import clip_gradients, make_optimizer, parameter_groups
-from pretrain.schedules import cosine_schedule, lars_schedule
+from pretrain.log import Log, Progress
+from pretrain.objectives.base import Output
+from pretrain.optim import clip_gradients
+from pretrain.prepare import Run, prepare
+from pretrain.sharding import Sharded, gradients_stay
 from pretrain.state import keeps, restore, save, start_from
-from pretrain.teacher import HeadReset, Network, hash_seed, make_teacher, update_teacher
-from pretrain.views import Crops, EpochBatches, View, colour_views
-
-
-@dataclass
-class Run:
-    """Everything a step touches."""
-
-    fabric: Fabric
-    student: Any
-    teacher: Network | None
-    objective: Objective
-    optimizer: torch.optim.Optimizer
-    batches: EpochBatches
-    loader: DataLoader
-    schedules: dict[str, np.ndarray]
-    reset: HeadReset
-    directory: Path
-    info: dict[str, Any]
-    trainer: dict[str, Any]
-    clip: tuple[float, str]
-    probe: Tensor
-    step: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def network(self) -> Network:
-        """The student without the data-parallel wrapper."""
-        return self.student.module
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of a full epoch."""
-        return len(self.batches)
+from pretrain.teacher import hash_seed, update_teacher
+from pretrain.views import colour_views
 
 
 def fit(run: Run, log: Log, quiet: bool = False) -> None:
@@ -160,6 +117,8 @@ def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
 
 def unsynchronised(run: Run) -> contextlib.AbstractContextManager:
     """Keep gradients on this process until the last part of a step."""
+    if isinstance(run.fabric.strategy, Sharded):
+        return gradients_stay(run.network)
     return run.fabric.no_backward_sync(run.student) if run.fabric.world_size > 1 else contextlib.nullcontext()
 
 
@@ -219,156 +178,6 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def make_fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: str, precision: str) -> Fabric:
-    """Fabric for this machine or for the process group that torchrun or SLURM started.
-
-    Raises ValueError for sharded strategies.
-    """
-    if "fsdp" in strategy or "deepspeed" in strategy:
-        raise ValueError(
-            f"trainer.strategy={strategy} is not supported: clipping by tensor, the teacher's moving average, LARS and "
-            "saved runs read whole tensors, which a sharded model does not have; use auto or ddp"
-        )
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif devices == "auto" and not torch.cuda.is_available():
-        devices = 1
-    fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=precision,  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
-
-
-def make_schedules(
-    optim: Mapping[str, Any], ema: Mapping[str, float], epochs: int, n: int, batch: int
-) -> dict[str, np.ndarray]:
-    """Learning rate (scaled by batch/256), weight decay and teacher momentum, one value a step."""
-    peak, warmup = optim["lr"] * batch / 256, optim["warmup_epochs"]
-    warmup = min(10, epochs / 10) if warmup is None else warmup
-    if optim["schedule"] == "lars":
-        rate = lars_schedule(peak, epochs, n, warmup)
-    elif optim["schedule"] == "cosine":
-        rate = cosine_schedule(peak, optim["min_lr"], epochs, n, warmup)
-    else:
-        raise ValueError(f"unknown optim.schedule {optim['schedule']!r}; use cosine or lars")
-    decay = cosine_schedule(optim["weight_decay"], optim["weight_decay_end"], epochs, n)
-    return {"lr": rate, "weight_decay": decay, "ema": cosine_schedule(ema["base"], ema["final"], epochs, n)}
-
-
-def check_images(images: ImageData, views: Sequence[View], patch: int, upscale: bool) -> None:
-    """Refuse a data set whose images are smaller than a patch, or mostly smaller than the global crop.
-
-    Looks at up to 64 images spread over the set; `upscale` allows enlarging.
-    """
-    sides = []
-    for index in np.linspace(0, len(images) - 1, min(64, len(images))).astype(int):
-        try:
-            sides.append(min(images.image(int(index)).size))
-        except ImageError:
-            if not images.skip_bad:
-                raise
-            continue
-        if sides[-1] < patch:
-            raise ImageError(f"{images.paths[index]} has a side of {sides[-1]} pixels, less than one patch ({patch})")
-    typical, crop = int(np.median(sides or [0])), views[0].size
-    if typical < crop and not upscale:
-        raise ImageError(
-            f"the images of {images.name} are about {typical} pixels, smaller than the crop of {crop}; "
-            "choose a smaller recipe (recipe=small32), or trainer.upscale=true to enlarge them"
-        )
-
-
-def check_accumulation(objective: Objective, network: Network, parts: int, batch: int, world: int) -> None:
-    """Refuse gradient accumulation where a step in parts would not be the step on the whole batch.
-
-    Raises ValueError naming the statistic that the parts would change, or a batch that they do not divide.
-    """
-    if parts == 1:
-        return
-    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-    statistic = objective.batch_statistic or ("batch norm of the head" if norms else "")
-    if statistic:
-        raise ValueError(
-            f"trainer.accumulate={parts} would change the objective: the {statistic} of {type(objective).__name__} "
-            "covers the whole batch, not a part of it; use accumulate=1 and more processes, or a smaller batch_size"
-        )
-    if parts < 1 or batch % (world * parts):
-        raise ValueError(
-            f"trainer.accumulate={parts} does not divide the {batch} images of trainer.batch_size on {world} processes"
-        )
-
-
-def probe_images(images: ImageData, backbone: Backbone, count: int = 512) -> Tensor:
-    """Centre views of the same few images, spread over the set, for health figures: uint8 (n, 3, S, S)."""
-    views = []
-    for index in np.linspace(0, len(images) - 1, min(count, len(images))).astype(int):
-        with contextlib.suppress(ImageError):  # training names or counts a damaged image when it meets it
-            view = centre_view(images.image(int(index)), backbone.resize, backbone.image_size)
-            views.append(torch.from_numpy(view).permute(2, 0, 1))
-    return torch.stack(views)
-
-
-def prepare(cfg: DictConfig, directory: Path) -> Run:
-    """Build all parts of a run from a configuration."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    trainer, seed = config["trainer"], config["seed"]
-    fabric = make_fabric(*(trainer[key] for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")))
-    if fabric.is_global_zero and cfg.data.prepare is not None:
-        hydra.utils.instantiate(cfg.data.prepare)
-    fabric.barrier()
-    check_loggers(trainer["loggers"])
-    images: ImageData = hydra.utils.instantiate(cfg.data.splits.train, skip_bad=trainer["skip_bad"])
-    views: list[View] = hydra.utils.instantiate(cfg.views)
-    head = config["objective"]["head"]
-    objective: Objective = hydra.utils.instantiate(cfg.objective.loss, head=head, _convert_="all")
-    objective.check_batch(trainer["batch_size"], len(views))
-    torch.manual_seed(seed)
-    backbone = Backbone(**config["backbone"])
-    check_images(images, views, backbone.patch_size, trainer["upscale"])
-    head = {**head, "dim": backbone.dim}
-    network = Network(backbone, build_head(head))
-    check_accumulation(objective, network, trainer["accumulate"], trainer["batch_size"], fabric.world_size)
-    objective.parts = trainer["accumulate"]
-    batches = EpochBatches(len(images), trainer["batch_size"], seed, fabric.global_rank, fabric.world_size)
-    loader = DataLoader(
-        Crops(images, views, seed),
-        batch_sampler=batches,
-        num_workers=trainer["workers"],
-        persistent_workers=trainer["workers"] > 0,
-        pin_memory=fabric.device.type == "cuda",
-    )
-    optim = config["optim"]
-    plain_factor = optim["plain_lr"] / optim["lr"] if optim["plain_lr"] else 1.0
-    groups = parameter_groups(network, decay_tokens=optim["decay_tokens"], plain_factor=plain_factor)
-    fused = optim["name"] == "adamw" and trainer["precision"] != "16-mixed"
-    student, optimizer = fabric.setup(network, make_optimizer(optim["name"], groups, fused=fused))
-    teacher = make_teacher(student.module) if objective.uses_teacher else None
-    info = {
-        "name": config["name"],
-        "objective": config["objective"]["name"],
-        "label": objective.label,
-        "binary": objective.binary,
-        "backbone": backbone.spec,
-        "head": head,
-        "config": config,
-        "seed": seed,
-        "data": {"name": images.name, "fingerprint": images.fingerprint, "images": len(images)},
-        **describe_machine(fabric),
-    }
-    return Run(
-        fabric, student, teacher, objective.to(fabric.device), optimizer, batches, loader,
-        make_schedules(optim, config["ema"], trainer["epochs"], len(batches), trainer["batch_size"]),
-        HeadReset(**config["head_reset"]), directory, info, trainer, (optim["clip_grad"], optim["clip_mode"]),
-        probe_images(images, backbone),
-    )  # fmt: skip
-
-
 def objective_remarks(run: Run) -> list[str]:
     """What looks wrong in the settings of a run that begins."""
     return [] if run.step else run.objective.remarks(run.batches.batch_size)
@@ -413,13 +222,3 @@ def train(cfg: DictConfig) -> Path:
             run.fabric.print(f"{times} an image could not be decoded and the next one stood in")
         run.fabric.print(f"finished {directory}")
     return directory
-
-
-def main() -> None:
-    """Entry point of `python -m pretrain`; with --multirun, an experiment that is a sweep trains all its runs."""
-    words = [word for word in sys.argv[1:] if word not in ("-m", "--multirun")]
-    if len(words) < len(sys.argv) - 1 and any(word.lstrip("+").startswith("experiment=") for word in words):
-        from pretrain import sweep  # it starts this program for every run
-
-        return sweep.main(words)
-    cli.run(train, "pretrain")

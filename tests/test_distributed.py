@@ -11,14 +11,25 @@ from processes import run_processes
 from torch import Tensor
 
 from pretrain.distributed import gather_rows, sum_over_processes
-from pretrain.objectives.barlow_twins import barlow_twins_loss
-from pretrain.objectives.bits import bits_loss
-from pretrain.objectives.dino import dino_loss, next_center
-from pretrain.objectives.imsvd import joint_entropy_loss
-from pretrain.objectives.simdino import simdino_loss
-from pretrain.objectives.vicreg import vicreg_loss
+from pretrain.objectives.barlow_twins import BarlowTwins, barlow_twins_loss
+from pretrain.objectives.base import Objective
+from pretrain.objectives.bits import Bits, bits_loss
+from pretrain.objectives.dino import DINO, dino_loss, next_center
+from pretrain.objectives.imsvd import IMSVD, joint_entropy_loss
+from pretrain.objectives.music import Music
+from pretrain.objectives.simdino import SimDINO, simdino_loss
+from pretrain.objectives.vicreg import VICReg, vicreg_loss
 
 GOLDEN = load("distributed_2ranks.npz")
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "bits": lambda: Bits({"out": 8}),
+    "simdino": lambda: SimDINO({"out": 8}),
+    "dino": lambda: DINO({"prototypes": 8}),
+    "imsvd": lambda: IMSVD({"out": 8}, bins=4),
+    "music": lambda: Music({"out": 8}, bins=2),
+    "barlow_twins": lambda: BarlowTwins({"out": 8}),
+    "vicreg": lambda: VICReg({"out": 8}),
+}
 
 
 def through_normalisation(grad: Tensor, unit: Tensor) -> Tensor:
@@ -83,6 +94,30 @@ def test_every_statistic_equals_the_two_process_reference(ranks: list[dict[str, 
             if name.startswith("mcr") and name.endswith("grad_student"):
                 golden = through_normalisation(golden, GOLDEN["mcr_student"][rank])
             close(value, golden)
+
+
+def objective_of_rank(rank: int, world: int, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Loss and gradient of every objective on this rank's share of the rows."""
+    found: dict[str, Tensor] = {}
+    for name, objective in OBJECTIVES.items():
+        mine = [value.chunk(world, dim=1)[rank].clone().requires_grad_() for value in (rows[name], rows["teacher"])]
+        output = objective()(mine[0], mine[1].detach())
+        found[f"{name}/loss"] = output.loss.detach()
+        found[f"{name}/grad"] = torch.autograd.grad(output.loss, mine[0])[0]
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(world: int) -> None:
+    torch.manual_seed(0)
+    rows = {name: torch.randn(3, 12, 8, dtype=torch.float64) for name in OBJECTIVES}
+    rows["teacher"] = torch.randn(2, 12, 8, dtype=torch.float64)
+    parts = run_processes(world, objective_of_rank, world, rows)
+    whole = objective_of_rank(0, 1, rows)
+    for name in OBJECTIVES:
+        close(torch.stack([part[f"{name}/loss"] for part in parts]).mean(), whole[f"{name}/loss"], 1e-9)
+        # data-parallel training averages parameter gradients, hence each rank's share of them
+        close(torch.cat([part[f"{name}/grad"] for part in parts], 1) / world, whole[f"{name}/grad"], 1e-9)
 
 
 def bits_of_rank(rank: int, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:

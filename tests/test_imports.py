@@ -143,6 +143,7 @@ def test_only_one_package_imports_openmmlab():
 def test_config_objects_stay_at_the_entry_points():
     entry_points = {
         "pretrain.cli",
+        "pretrain.prepare",
         "pretrain.train",
         "pretrain.sweep",
         "evaluate.run",

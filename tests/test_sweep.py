@@ -15,7 +15,7 @@ from tiny import OBJECTIVES, compose, overrides
 from evaluate.leaderboard import ablations, paper, paper_plan, published
 from evaluate.leaderboard.table import build
 from evaluate.records import Score
-from pretrain import cli, sweep, train
+from pretrain import __main__, cli, sweep, train
 from pretrain.checkpoint import read_run
 
 SWEEPS = {
@@ -131,7 +131,7 @@ def test_only_what_is_not_finished_is_started_and_failures_end_in_an_exit_code(
 @pytest.mark.slow
 def test_multirun_trains_every_run_of_a_sweep(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["pretrain", "--multirun", "+experiment=table13", *words_of(images, tmp_path)[1:]])
-    train.main()
+    __main__.main()
     infos = [read_run(tmp_path / name) for name in ("bits_fixed-folder-min_lr1e-6", "bits_fixed-folder")]
     assert [info["config"]["optim"]["min_lr"] for info in infos] == [1e-6, 5e-5] and all(i["finished"] for i in infos)
 

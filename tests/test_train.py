@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import os
 import resource
 import signal
 import subprocess
@@ -18,33 +15,26 @@ import pytest
 import torch
 from omegaconf import open_dict
 from PIL import Image
-from processes import run_processes
-from safetensors.torch import load_file
-from tiny import OBJECTIVES, compose, overrides, write_images
-from torch import Tensor
+from processes import context
+from tiny import (
+    EQUAL,
+    NO_RESET,
+    OBJECTIVES,
+    assert_equal_up_to_sums,
+    compose,
+    logged,
+    overrides,
+    run_tiny,
+    stop_at,
+    weights,
+    write_images,
+)
 
-from evaluate import importer
 from pretrain import cli
-from pretrain import train as module
+from pretrain.__main__ import main
 from pretrain.checkpoint import CheckpointError, load_backbone, load_head, read_run, weights_digest
 from pretrain.state import differences
-from pretrain.train import main, train
-
-FILES = ("backbone.safetensors", "head.safetensors")
-
-
-def run_tiny(images: Path, objective: str, runs: Path, *more: str) -> Path:
-    return train(compose(*overrides(images, objective, runs, *more)))
-
-
-def weights(run: Path) -> list[bytes]:
-    return [(run / file).read_bytes() for file in FILES]
-
-
-def logged(run: Path) -> list[dict[str, str]]:
-    """Rows of log.csv without the clock."""
-    with open(run / "log.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+from pretrain.train import train
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -86,22 +76,6 @@ def test_epochs_are_kept_by_policy(settings: list[str], kept: list[str], images:
     assert not kept or (weights_digest(load_backbone(run)) in digests) == ("005" in kept)
 
 
-NO_RESET = ("head_reset.every_epochs=0",)
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the next training receive SIGTERM in this step."""
-    steps, original = [0], module.train_step
-
-    def stopping(*args: Any) -> dict[str, Tensor]:
-        steps[0] += 1
-        if steps[0] == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
-
-    monkeypatch.setattr(module, "train_step", stopping)
-
-
 @pytest.mark.parametrize("objective", ["bits_reset", "dino", "vicreg +optim=lars"])
 def test_a_run_stopped_in_the_middle_continues_byte_for_byte(
     objective: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,19 +94,23 @@ def test_a_run_stopped_in_the_middle_continues_byte_for_byte(
     assert logged(whole) == logged(parts)
 
 
+def train_and_save_at_every_step(images: Path, runs: Path) -> None:
+    run_tiny(images, "bits_reset", runs, "trainer.epochs=8", "trainer.save_minutes=0")
+
+
 def test_kill_9_loses_nothing_that_was_saved(images: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pretrain", *overrides(images, "bits_reset", tmp_path / "killed")]
-    command += ["trainer.epochs=20", "trainer.save_minutes=0"]
     killed = tmp_path / "killed" / "bits_reset-folder"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 100
-        while not (killed / "resume" / "latest.json").exists() or _step(killed) < 10:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        process.kill()
-    assert 10 <= _step(killed) < 60
-    run_tiny(images, "bits_reset", tmp_path / "killed", "trainer.epochs=20")
-    whole = run_tiny(images, "bits_reset", tmp_path / "whole", "trainer.epochs=20")
+    process = context().Process(target=train_and_save_at_every_step, args=(images, tmp_path / "killed"))
+    process.start()
+    deadline = time.monotonic() + 100
+    while not (killed / "resume" / "latest.json").exists() or _step(killed) < 5:
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert 5 <= _step(killed) < 24
+    run_tiny(images, "bits_reset", tmp_path / "killed", "trainer.epochs=8")
+    whole = run_tiny(images, "bits_reset", tmp_path / "whole", "trainer.epochs=8")
     assert weights(whole) == weights(killed)
     assert not list(killed.rglob("*.tmp")) or read_run(killed)["finished"]
 
@@ -156,94 +134,6 @@ def test_another_configuration_never_overwrites_a_run(images: Path, tmp_path: Pa
     assert weights(run) == before
     run_tiny(images, "bits_fixed", tmp_path, "optim.lr=0.03", "overwrite=true")
     assert weights(run) != before
-
-
-# float64 and no stochastic depth: what is left is the order of sums
-EQUAL = ("trainer.precision=64-true", "backbone.drop_path=0.0", "trainer.batch_size=18", *NO_RESET)
-
-
-#: objectives whose runs begin on one process and go on with two: with a teacher, with buffers, with batch norm
-HANDED_OVER = ("barlow_twins", "bits_reset", "dino")
-
-
-def join_group(rank: int, world: int) -> None:
-    """Let training see the process group as torchrun describes it."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-        "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "test",
-    }  # fmt: skip
-
-
-def train_all_on_rank(rank: int, images: str, folder: str) -> dict[str, Tensor]:
-    """Every objective whole, then stopped in the middle of an epoch and continued, then begun by one process."""
-    join_group(rank, 2)
-    for objective in OBJECTIVES:
-        config = compose(*overrides(Path(images), objective, Path(folder) / "two", *EQUAL))  # once: it takes a while
-        train(config)
-        config.runs = f"{folder}/stopped"
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted, match="step 5 of 12"):
-            if rank == 1:  # one process is told; both must stop
-                stop_at(5, patch)
-            train(config)
-        for part in ("stopped", "begun") if objective in HANDED_OVER else ("stopped",):
-            config.resume = f"{folder}/{part}/{objective}-folder"
-            train(config)
-    return {}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of every objective: one, on one process; two, on two; stopped and begun, continued on two."""
-    folder = tmp_path_factory.mktemp("processes")
-    images = write_images(folder / "images", train=24)  # four steps an epoch
-    for objective in OBJECTIVES:
-        run_tiny(images, objective, folder / "one", *EQUAL)
-    for objective in HANDED_OVER:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted):
-            stop_at(5, patch)
-            run_tiny(images, objective, folder / "begun", *EQUAL)
-    run_processes(2, train_all_on_rank, str(images), str(folder))
-    return folder
-
-
-def assert_equal_up_to_sums(a: Path, b: Path) -> None:
-    """Same weights and losses but for the order in which numbers were added."""
-    for file in FILES:
-        theirs = load_file(b / file)
-        for name, value in load_file(a / file).items():
-            torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
-    losses = [[float(row["loss"]) for row in logged(run) if row["loss"]] for run in (a, b)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_trains_resumes_and_exports_on_two_processes(objective: str, folder: Path) -> None:
-    one, two, stopped = (folder / part / f"{objective}-folder" for part in ("one", "two", "stopped"))
-    losses = [float(row["loss"]) for row in logged(two) if row["loss"]]
-    assert len(losses) == 12 and all(map(math.isfinite, losses)) and sum(losses[-4:]) < sum(losses[:4])
-    assert_equal_up_to_sums(one, two)
-    assert weights(two) == weights(stopped) and logged(two) == logged(stopped)
-    assert torch.isfinite(importer.load(str(two))(torch.rand(2, 3, 16, 16))).all()
-
-
-@pytest.mark.parametrize("objective", HANDED_OVER)
-def test_a_run_of_one_process_goes_on_with_two(objective: str, folder: Path) -> None:
-    one, begun = (folder / part / f"{objective}-folder" for part in ("one", "begun"))
-    assert_equal_up_to_sums(one, begun)
-    assert weights(begun) != weights(one)  # it did go on with two processes: sums in another order
-
-
-def train_on_four(rank: int, images: str, folder: str) -> dict[str, Tensor]:
-    join_group(rank, 4)
-    run_tiny(Path(images), "bits_fixed", Path(folder) / "four", *EQUAL, "trainer.batch_size=36")
-    return {}
-
-
-@pytest.mark.slow
-def test_four_processes_equal_one(images: Path, tmp_path: Path) -> None:
-    one = run_tiny(images, "bits_fixed", tmp_path / "one", *EQUAL, "trainer.batch_size=36")
-    run_processes(4, train_on_four, str(images), str(tmp_path))
-    assert_equal_up_to_sums(one, tmp_path / "four" / one.name)
 
 
 def test_accumulated_gradients_equal_the_whole_batch(images: Path, tmp_path: Path) -> None:
@@ -369,7 +259,8 @@ def test_skip_bad_trains_on_and_counts(tmp_path: Path, capsys: pytest.CaptureFix
         (["views.global_view.size=64"], "smaller than the crop of 64"),
         (["runs=/dev/null/runs"], "cannot write /dev/null/runs"),
         (["objective.loss.target=hrad"], "unknown target 'hrad'"),
-        (["trainer.strategy=fsdp"], "trainer.strategy=fsdp is not supported"),
+        (["trainer.strategy=fsdq"], "unknown trainer.strategy 'fsdq'; use auto, ddp, fsdp"),
+        (["trainer.strategy=fsdp", "trainer.precision=16-mixed"], "use bf16-mixed with trainer.strategy=fsdp"),
         (["trainer.loggers=[tensorbord]"], "trainer.loggers: unknown 'tensorbord'"),
         (["+experiment=table9"], "this experiment is a sweep"),
     ],
@@ -392,11 +283,20 @@ def test_the_command_line_ends_in_one_clear_line(
     assert lines[0].startswith("error: ") and says in lines[0]
 
 
-def test_the_command_as_a_user_types_it_ends_without_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pretrain", "data=folder", f"data_root={tmp_path}"]
+@pytest.mark.parametrize(("word", "says"), [
+    ("objective=bits_rest", "error: unknown objective 'bits_rest'; did you mean 'bits_reset'?"),
+    pytest.param("data=folder", "error: no dataset at", marks=pytest.mark.slow),  # it imports all that training needs
+])  # fmt: skip
+def test_the_command_as_a_user_types_it_ends_without_traceback(word: str, says: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pretrain", word, f"data_root={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: no dataset at") and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(says) and len(done.stderr.splitlines()) == 1
+
+
+def test_a_slip_in_the_configuration_is_found_before_the_networks_are_imported() -> None:
+    code = "import sys, pretrain.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
 
 
 def test_damaged_and_foreign_checkpoints_are_refused_by_name(images: Path, tmp_path: Path) -> None:

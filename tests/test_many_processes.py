@@ -1,0 +1,139 @@
+"""The same run on one process and on several, whole or in shards; resumed by as many processes or by others."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from processes import join_group, run_processes
+from tiny import (
+    EQUAL,
+    OBJECTIVES,
+    assert_equal_up_to_sums,
+    compose,
+    logged,
+    overrides,
+    run_tiny,
+    stop_at,
+    weights,
+    write_images,
+)
+from torch import Tensor
+
+from evaluate import importer
+from pretrain import cli
+from pretrain import train as loop
+from pretrain.distributed import local
+from pretrain.prepare import Run
+from pretrain.train import train
+
+#: objectives whose runs begin on one process and go on with two: with a teacher, with buffers, with batch norm
+HANDED_OVER = ("barlow_twins", "bits_reset", "dino")
+
+
+def train_all_on_rank(rank: int, images: str, folder: str) -> dict[str, Tensor]:
+    """Every objective whole, then stopped in the middle of an epoch and continued, then begun by one process."""
+    join_group(rank, 2)
+    for objective in OBJECTIVES:
+        config = compose(*overrides(Path(images), objective, Path(folder) / "two", *EQUAL))  # once: it takes a while
+        train(config)
+        config.runs = f"{folder}/stopped"
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted, match="step 5 of 12"):
+            if rank == 1:  # one process is told; both must stop
+                stop_at(5, patch)
+            train(config)
+        for part in ("stopped", "begun") if objective in HANDED_OVER else ("stopped",):
+            config.resume = f"{folder}/{part}/{objective}-folder"
+            train(config)
+    return {}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of every objective: one, on one process; two, on two; stopped and begun, continued on two."""
+    folder = tmp_path_factory.mktemp("processes")
+    images = write_images(folder / "images", train=24)  # four steps an epoch
+    for objective in OBJECTIVES:
+        run_tiny(images, objective, folder / "one", *EQUAL)
+    for objective in HANDED_OVER:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted):
+            stop_at(5, patch)
+            run_tiny(images, objective, folder / "begun", *EQUAL)
+    run_processes(2, train_all_on_rank, str(images), str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains_resumes_and_exports_on_two_processes(objective: str, folder: Path) -> None:
+    one, two, stopped = (folder / part / f"{objective}-folder" for part in ("one", "two", "stopped"))
+    losses = [float(row["loss"]) for row in logged(two) if row["loss"]]
+    assert len(losses) == 12 and all(map(math.isfinite, losses)) and sum(losses[-4:]) < sum(losses[:4])
+    assert_equal_up_to_sums(one, two)
+    assert weights(two) == weights(stopped) and logged(two) == logged(stopped)
+    assert torch.isfinite(importer.load(str(two))(torch.rand(2, 3, 16, 16))).all()
+
+
+@pytest.mark.parametrize("objective", HANDED_OVER)
+def test_a_run_of_one_process_goes_on_with_two(objective: str, folder: Path) -> None:
+    one, begun = (folder / part / f"{objective}-folder" for part in ("one", "begun"))
+    assert_equal_up_to_sums(one, begun)
+    assert weights(begun) != weights(one)  # it did go on with two processes: sums in another order
+
+
+def train_on_four(rank: int, images: str, folder: str, objective: str) -> dict[str, Tensor]:
+    join_group(rank, 4)
+    run_tiny(Path(images), objective, Path(folder) / "four", *EQUAL, "trainer.batch_size=36")
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_four_processes_equal_one(objective: str, images: Path, tmp_path: Path) -> None:
+    one = run_tiny(images, objective, tmp_path / "one", *EQUAL, "trainer.batch_size=36")
+    run_processes(4, train_on_four, str(images), str(tmp_path), objective)
+    assert_equal_up_to_sums(one, tmp_path / "four" / one.name)
+
+
+SETTINGS = {
+    "bits_reset": ["head_reset.every_epochs=1"],
+    "dino": ["trainer.accumulate=3"],
+    "vicreg": ["+optim=lars"],
+}
+
+
+def train_in_shards(rank: int, images: str, folder: str, objective: str) -> dict[str, Tensor]:
+    """Stopped in the middle of an epoch and continued, in shards; returns how much of the weights was here."""
+    join_group(rank, 2)
+    values = overrides(Path(images), objective, Path(folder) / "shards", *EQUAL, *SETTINGS[objective])
+    config = compose(*values, "trainer.strategy=fsdp")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted, match="step 5 of 12"):
+        stop_at(5, patch)
+        train(config)
+    held: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = loop.end_epoch
+
+        def end_epoch(run: Run) -> dict[str, float]:
+            networks = [run.network, *([run.teacher] if run.teacher is not None else [])]
+            weights = [p for network in networks for p in network.parameters()]
+            weights += [state for each in run.optimizer.state.values() for state in each.values() if state.ndim]
+            held.append((sum(local(p).numel() for p in weights), sum(p.numel() for p in weights)))
+            return original(run)
+
+        patch.setattr(loop, "end_epoch", end_epoch)
+        train(config)
+    return {"held": torch.tensor(held[-1])}
+
+
+@pytest.mark.parametrize(
+    "objective", ["bits_reset", *(pytest.param(o, marks=pytest.mark.slow) for o in ("dino", "vicreg"))]
+)
+def test_a_run_in_shards_equals_one_with_copies_and_is_saved_whole(objective: str, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", train=24)
+    one = run_tiny(images, objective, tmp_path / "one", *EQUAL, *SETTINGS[objective])
+    found = run_processes(2, train_in_shards, str(images), str(tmp_path), objective)
+    assert_equal_up_to_sums(one, tmp_path / "shards" / one.name)
+    shares = [int(each["held"][0]) / int(each["held"][1]) for each in found]
+    assert sum(shares) == 1 and max(shares) < 0.6
