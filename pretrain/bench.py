@@ -1,7 +1,7 @@
-"""Speed of pre-training as ratios: `python -m pretrain.bench [--peers] [objective=... data=... ...]`.
+"""Speed of pre-training as ratios: `python -m pretrain.bench [--peers] [--quick] [objective=... data=... ...]`.
 
 --data measures the data pipeline by number of images instead (see `bench_data`); --peers also runs the same objective
-as another library trains it (see `bench_peers`).
+as another library trains it (see `bench_peers`); --quick takes fewer and shorter rounds.
 
 Compares, interleaved in one run and best of several rounds, the whole loop (decode, crop, colours, teacher, student,
 loss, clipping, optimiser, teacher update) with the bare forward and backward of the same networks on ready views. A
@@ -30,7 +30,8 @@ from pretrain.prepare import Run, prepare
 from pretrain.train import start_epoch, train_step
 from pretrain.views import colour_views
 
-ROUNDS, STEPS = 5, 12
+#: rounds, and steps of each
+FULL, QUICK = (5, 12), (3, 4)
 
 
 def batches_for_ever(run: Run) -> Iterator[dict[str, Any]]:
@@ -48,38 +49,38 @@ def synchronise(run: Run) -> None:
         torch.cuda.synchronize()
 
 
-def time_loop(run: Run, source: Iterator[dict[str, Any]]) -> float:
+def time_loop(run: Run, source: Iterator[dict[str, Any]], steps: int) -> float:
     """Seconds a step of the whole loop."""
     began = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(steps):
         train_step(run, next(source), 0)
     synchronise(run)
-    return (time.perf_counter() - began) / STEPS
+    return (time.perf_counter() - began) / steps
 
 
-def time_bare(run: Run, views: list[torch.Tensor]) -> float:
+def time_bare(run: Run, views: list[torch.Tensor], steps: int) -> float:
     """Seconds of one forward and backward of the student and one forward of the teacher on ready views."""
     began = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(steps):
         if run.teacher is not None:
             with torch.no_grad(), run.fabric.autocast():
                 run.teacher(views[:2])
         run.fabric.backward(run.student(views).float().square().mean())
         run.student.zero_grad()
     synchronise(run)
-    return (time.perf_counter() - began) / STEPS
+    return (time.perf_counter() - began) / steps
 
 
-def time_peer(run: Run, peer: Peer) -> float:
+def time_peer(run: Run, peer: Peer, steps: int) -> float:
     """Seconds a step of another library's loop."""
     began = time.perf_counter()
-    for _ in range(STEPS):
+    for _ in range(steps):
         peer.step()
     synchronise(run)
-    return (time.perf_counter() - began) / STEPS
+    return (time.perf_counter() - began) / steps
 
 
-def bench(cfg: DictConfig, peers: bool = False, command: Sequence[str] = ()) -> None:
+def bench(cfg: DictConfig, peers: bool = False, quick: bool = False, command: Sequence[str] = ()) -> None:
     """Measure and print one table."""
     run = prepare(cfg, Path(cfg.runs) / "bench")
     start_epoch(run, 0)
@@ -89,10 +90,11 @@ def bench(cfg: DictConfig, peers: bool = False, command: Sequence[str] = ()) -> 
     views = colour_views(batch, backbone.mean, backbone.std, run.fabric.device)
     measures = [partial(time_loop, run, source), partial(time_bare, run, views)]
     measures += [partial(time_peer, run, Peer(run))] if peers else []
+    rounds, steps = QUICK if quick else FULL
     for measure in measures:
-        measure()  # warm-up
-    rounds = [[measure() for measure in measures] for _ in range(ROUNDS)]
-    loop, bare, *others = (min(column) for column in zip(*rounds, strict=True))
+        measure(2)  # warm-up
+    times = [[measure(steps) for measure in measures] for _ in range(rounds)]
+    loop, bare, *others = (min(column) for column in zip(*times, strict=True))
     size = run.batches.batch_size
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if run.fabric.device.type == "cuda":
@@ -105,7 +107,7 @@ def bench(cfg: DictConfig, peers: bool = False, command: Sequence[str] = ()) -> 
     )
     print(f"{'whole loop':<28}{size / loop:10.0f} images/s")
     print(f"{'bare forward and backward':<28}{size / bare:10.0f} images/s")
-    print(f"{'ratio':<28}{bare / loop:10.2f}   (best of {ROUNDS} rounds of {STEPS} steps)")
+    print(f"{'ratio':<28}{bare / loop:10.2f}   (best of {rounds} rounds of {steps} steps)")
     for other in others:
         name = f"{PEERS[run.info['objective']]}, whole loop"
         print(f"{name:<28}{size / other:10.0f} images/s")
@@ -117,10 +119,9 @@ def main() -> None:
     """Entry point of `python -m pretrain.bench`."""
     if "--data" in sys.argv:
         return bench_data()
-    peers = "--peers" in sys.argv
-    command = sys.argv[1:]
-    sys.argv = [word for word in sys.argv if word != "--peers"]
-    cli.run(partial(bench, peers=peers, command=command), "pretrain")
+    peers, quick, command = "--peers" in sys.argv, "--quick" in sys.argv, sys.argv[1:]
+    sys.argv = [word for word in sys.argv if word not in ("--peers", "--quick")]
+    cli.run(partial(bench, peers=peers, quick=quick, command=command), "pretrain")
 
 
 if __name__ == "__main__":

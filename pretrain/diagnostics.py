@@ -59,12 +59,13 @@ def warnings(
     chance: float | None = None,
     floor: float = 0.0,
     done: float = 1.0,
+    binary: bool = True,
 ) -> dict[str, str]:
     """What looks wrong after an epoch, in words by kind; empty when nothing does.
 
     figures: `health`, and agreement and rate_over_bound where the objective has them; highest_rank: effective rank at
     its best so far; chance: agreement of a student that says the same of every image; floor: rate_over_bound when all
-    rows point one way; done: share of the run, because agreement starts at chance.
+    rows point one way; done: share of the run, because agreement starts at chance; binary: whether signs are bits.
     """
     found = {}
     rank, agreement = figures["effective_rank"], figures.get("agreement")
@@ -72,9 +73,14 @@ def warnings(
         found["rank"] = f"the features have an effective rank of {rank:.1f}: they have collapsed"
     elif rank < highest_rank / 2:
         found["falling"] = f"the effective rank of the features fell from {highest_rank:.1f} to {rank:.1f}: a collapse"
-    if figures["dead_bits"] > 0.5:
-        dead = figures["dead_bits"]
-        found["dead"] = f"{dead:.0%} of the outputs never change sign: the channel has collapsed"
+    dead, imbalance = figures["dead_bits"], figures.get("bit_imbalance", 0.0)
+    if binary and dead > 0.5:
+        found["dead"] = f"{dead:.0%} of the bits are equal for all images: the channel has collapsed"
+    elif binary and imbalance > 0.4:
+        found["constant"] = (
+            f"the bits are nearly constant (mean |p - 1/2| is {imbalance:.2f} of at most 0.5): the channel is "
+            "collapsing; try a larger weight of the rate"
+        )
     if floor and figures.get("rate_over_bound", 1.0) < 1.5 * floor:
         share = figures["rate_over_bound"]
         found["floor"] = f"the rate is at its floor ({share:.1%} of its bound): all outputs point one way"

@@ -134,6 +134,7 @@ class Log:
             chance=run.objective.chance,
             floor=run.objective.floor(run.batches.batch_size),
             done=(epoch + 1) / run.trainer["epochs"],
+            binary=run.objective.binary,
         )
         self.remark(f"after epoch {epoch + 1}", [line for kind, line in found.items() if kind not in self.said])
         self.said = set(found)

@@ -37,7 +37,8 @@ def test_a_healthy_run_gives_no_warning() -> None:
     [
         ("rank", {"effective_rank": 1.2}, "effective rank of 1.2: they have collapsed"),
         ("falling", {"effective_rank": 20.0}, "fell from 45.0 to 20.0"),
-        ("dead", {"dead_bits": 0.75}, "75% of the outputs never change sign"),
+        ("dead", {"dead_bits": 0.75, "bit_imbalance": 0.45}, "75% of the bits are equal for all images"),
+        ("constant", {"bit_imbalance": 0.43}, "nearly constant (mean |p - 1/2| is 0.43"),
         ("floor", {"rate_over_bound": 0.011}, "the rate is at its floor (1.1% of its bound)"),
         ("chance", {"agreement": 0.6925}, "0.6925, no better than a guess (0.6931)"),
         ("saturated", {"agreement": 0.005}, "it is saturated"),
@@ -46,6 +47,10 @@ def test_a_healthy_run_gives_no_warning() -> None:
 def test_each_way_of_going_wrong_has_its_words(kind: str, figures: dict[str, float], says: str) -> None:
     found = warnings(HEALTHY | figures, highest_rank=45.0, chance=math.log(2), floor=0.01)
     assert list(found) == [kind] and says in found[kind]
+
+
+def test_signs_of_outputs_that_are_no_bits_say_nothing() -> None:
+    assert warnings(HEALTHY | {"dead_bits": 0.75, "bit_imbalance": 0.45}, binary=False) == {}
 
 
 def test_agreement_may_be_a_guess_at_the_start() -> None:
