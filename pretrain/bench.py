@@ -5,7 +5,9 @@ as another library trains it (see `bench_peers`); --quick takes fewer and shorte
 
 Compares, interleaved in one run and best of several rounds, the whole loop (decode, crop, colours, teacher, student,
 loss, clipping, optimiser, teacher update) with the bare forward and backward of the same networks on ready views. A
-ratio of 1 means that nothing but the networks costs time.
+ratio of 1 means that nothing but the networks costs time. Also says how much of a step waits for the next batch, and
+what the networks reach in floating-point operations a second (a product and a sum are two), to be held against the
+device's peak.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain import cli
 from pretrain.bench_data import bench_data
@@ -49,24 +52,34 @@ def synchronise(run: Run) -> None:
         torch.cuda.synchronize()
 
 
-def time_loop(run: Run, source: Iterator[dict[str, Any]], steps: int) -> float:
-    """Seconds a step of the whole loop."""
-    began = time.perf_counter()
+def time_loop(run: Run, source: Iterator[dict[str, Any]], waits: list[float], steps: int) -> float:
+    """Seconds a step of the whole loop; adds to `waits` the share of it that passes until the next batch is there."""
+    began, waited = time.perf_counter(), 0.0
     for _ in range(steps):
-        train_step(run, next(source), 0)
+        asked = time.perf_counter()
+        batch = next(source)
+        waited += time.perf_counter() - asked
+        train_step(run, batch, 0)
     synchronise(run)
-    return (time.perf_counter() - began) / steps
+    whole = time.perf_counter() - began
+    waits.append(waited / whole)
+    return whole / steps
+
+
+def bare_step(run: Run, views: list[torch.Tensor]) -> None:
+    """One forward and backward of the student and one forward of the teacher on ready views."""
+    if run.teacher is not None:
+        with torch.no_grad(), run.fabric.autocast():
+            run.teacher(views[:2])
+    run.fabric.backward(run.student(views).float().square().mean())
+    run.student.zero_grad()
 
 
 def time_bare(run: Run, views: list[torch.Tensor], steps: int) -> float:
-    """Seconds of one forward and backward of the student and one forward of the teacher on ready views."""
+    """Seconds of a `bare_step`."""
     began = time.perf_counter()
     for _ in range(steps):
-        if run.teacher is not None:
-            with torch.no_grad(), run.fabric.autocast():
-                run.teacher(views[:2])
-        run.fabric.backward(run.student(views).float().square().mean())
-        run.student.zero_grad()
+        bare_step(run, views)
     synchronise(run)
     return (time.perf_counter() - began) / steps
 
@@ -88,12 +101,15 @@ def bench(cfg: DictConfig, peers: bool = False, quick: bool = False, command: Se
     batch = next(source)
     backbone = run.network.backbone
     views = colour_views(batch, backbone.mean, backbone.std, run.fabric.device)
-    measures = [partial(time_loop, run, source), partial(time_bare, run, views)]
+    waits: list[float] = []
+    measures = [partial(time_loop, run, source, waits), partial(time_bare, run, views)]
     measures += [partial(time_peer, run, Peer(run))] if peers else []
     rounds, steps = QUICK if quick else FULL
     for measure in measures:
         measure(2)  # warm-up
     times = [[measure(steps) for measure in measures] for _ in range(rounds)]
+    with FlopCounterMode(display=False) as counter:
+        bare_step(run, views)
     loop, bare, *others = (min(column) for column in zip(*times, strict=True))
     size = run.batches.batch_size
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -107,6 +123,8 @@ def bench(cfg: DictConfig, peers: bool = False, quick: bool = False, command: Se
     )
     print(f"{'whole loop':<28}{size / loop:10.0f} images/s")
     print(f"{'bare forward and backward':<28}{size / bare:10.0f} images/s")
+    print(f"{'bare networks reach':<28}{counter.get_total_flops() / bare / 1e9:10.1f} GFLOP/s")
+    print(f"{'waiting for data':<28}{100 * min(waits):10.1f} % of a step")
     print(f"{'ratio':<28}{bare / loop:10.2f}   (best of {rounds} rounds of {steps} steps)")
     for other in others:
         name = f"{PEERS[run.info['objective']]}, whole loop"
