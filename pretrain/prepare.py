@@ -99,9 +99,9 @@ def place(fabric: Fabric, network: Network, with_teacher: bool) -> tuple[Any, Ne
     teacher = make_teacher(network) if with_teacher else None
     student: Any = fabric.setup_module(network)
     if teacher is not None:
-        teacher = fabric.strategy.precision.convert_module(teacher).to(fabric.device)
-        if isinstance(fabric.strategy, Sharded):
-            shard(teacher, fabric.device.type)
+        teacher = fabric.strategy.precision.convert_module(teacher)
+        sharded = isinstance(fabric.strategy, Sharded)
+        teacher = shard(teacher, fabric.device.type) if sharded else teacher.to(fabric.device)
     return student, teacher
 
 

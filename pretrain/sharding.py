@@ -20,7 +20,10 @@ from pretrain.teacher import Network
 
 
 def shard(network: Network, device_type: str) -> Network:
-    """Shard a network in place over all processes; its tensors become DTensors. The process group must be there."""
+    """Shard a network in place over all processes; its tensors become DTensors on the device, unit by unit.
+
+    The process group must be there.
+    """
     mesh = init_device_mesh(device_type, (dist.get_world_size(),))
     units: list[nn.Module] = [*network.backbone.vit.blocks, network.backbone, network.head, network]
     for unit in units:
@@ -31,6 +34,9 @@ def shard(network: Network, device_type: str) -> Network:
 
 class Sharded(DDPStrategy):
     """Data-parallel training as Fabric starts it, with shards in place of copies."""
+
+    def module_to_device(self, module: nn.Module) -> None:
+        """Nothing: `shard` moves a unit at a time, so that the whole network is never on one device."""
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
         """Shard the module."""

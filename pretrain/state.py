@@ -45,11 +45,10 @@ ADDED = {"trainer.accumulate": 1}
 def save(run: Run, finished: bool = False) -> None:
     """Save what evaluation reads and what a continued run needs, on the main process; all must call it."""
     run.fabric.barrier()
-    student = run.network
-    evaluated = run.teacher if run.teacher is not None else student
-    parts = (Whole(evaluated.backbone), Whole(evaluated.head))
-    both = (Whole(student.backbone), Whole(student.head)) if run.teacher is not None else None
     tensors = resume_tensors(run)
+    student = (Whole(tensors, "student/backbone."), Whole(tensors, "student/head."))
+    teacher = (Whole(tensors, "teacher/backbone."), Whole(tensors, "teacher/head."))
+    branches = (teacher, student) if run.teacher is not None else (student, None)
     if run.fabric.is_global_zero:
         info = {
             **run.info,
@@ -62,21 +61,22 @@ def save(run: Run, finished: bool = False) -> None:
         }
         epoch = run.step // run.steps_per_epoch
         if run.step % run.steps_per_epoch == 0 and keeps(run.trainer, epoch):
-            save_run(run.directory / "epochs" / f"{epoch:03d}", parts, both, info)
+            save_run(run.directory / "epochs" / f"{epoch:03d}", *branches, info)
             forget_epochs(run.directory / "epochs", epoch, run.trainer["keep_every"], run.trainer["keep_last"])
         scaler = {key: float(value) for key, value in run.fabric.strategy.precision.state_dict().items()}
         save_resume(run.directory, tensors, {**info, "sums": run.sums, "scaler": scaler})
-        save_run(run.directory, parts, both, info)
+        save_run(run.directory, *branches, info)
     run.fabric.barrier()
 
 
-class Whole:
-    """The tensors of a module, gathered on the main process where they are in shards."""
+class Whole(nn.Module):
+    """Stands for the module whose gathered tensors have this prefix."""
 
-    def __init__(self, module: nn.Module):
-        self.tensors = {name: gathered(value) for name, value in module.state_dict().items()}
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str):
+        super().__init__()
+        self.tensors = select(tensors, prefix)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:
         """Tensors by name."""
         return self.tensors
 
@@ -95,7 +95,7 @@ def forget_epochs(folder: Path, epoch: int, every: int, last: int) -> None:
 
 
 def resume_tensors(run: Run) -> dict[str, Tensor]:
-    """Tensors (student, teacher, objective, optimiser) that continue the run exactly."""
+    """Tensors (student, teacher, objective, optimiser) that continue the run, whole on the main process."""
     modules = {"student": run.network, "teacher": run.teacher, "objective": run.objective}
     tensors = {
         f"{part}/{name}": gathered(value)
