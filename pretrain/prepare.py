@@ -96,7 +96,7 @@ def make_fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: 
 
 def place(fabric: Fabric, network: Network, with_teacher: bool) -> tuple[Any, Network | None]:
     """The network as Fabric trains it, on its device and wrapped or in shards, and its teacher beside it."""
-    teacher = make_teacher(network) if with_teacher else None
+    teacher: Any = make_teacher(network) if with_teacher else None
     student: Any = fabric.setup_module(network)
     if teacher is not None:
         teacher = fabric.strategy.precision.convert_module(teacher)
@@ -208,7 +208,7 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     student, teacher = place(fabric, network, objective.uses_teacher)
     groups = parameter_groups(student.module, decay_tokens=optim["decay_tokens"], plain_factor=plain_factor)
     fused = optim["name"] == "adamw" and trainer["precision"] != "16-mixed"
-    optimizer = fabric.setup_optimizers(make_optimizer(optim["name"], groups, fused=fused))
+    optimizer: Any = fabric.setup_optimizers(make_optimizer(optim["name"], groups, fused=fused))
     info = {
         "name": config["name"],
         "objective": config["objective"]["name"],
