@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.checkpoint import (
     CheckpointError,
@@ -48,7 +48,7 @@ def save(run: Run, finished: bool = False) -> None:
     tensors = resume_tensors(run)
     student = (Whole(tensors, "student/backbone."), Whole(tensors, "student/head."))
     teacher = (Whole(tensors, "teacher/backbone."), Whole(tensors, "teacher/head."))
-    branches = (teacher, student) if run.teacher is not None else (student, None)
+    branches: tuple[Any, Any] = (teacher, student) if run.teacher is not None else (student, None)
     if run.fabric.is_global_zero:
         info = {
             **run.info,
@@ -69,14 +69,13 @@ def save(run: Run, finished: bool = False) -> None:
     run.fabric.barrier()
 
 
-class Whole(nn.Module):
+class Whole:
     """Stands for the module whose gathered tensors have this prefix."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str):
-        super().__init__()
         self.tensors = select(tensors, prefix)
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Tensors by name."""
         return self.tensors
 
