@@ -135,9 +135,9 @@ def bench(cfg: DictConfig, peers: bool = False, quick: bool = False, command: Se
 
 def main() -> None:
     """Entry point of `python -m pretrain.bench`."""
-    if "--data" in sys.argv:
-        return bench_data()
     peers, quick, command = "--peers" in sys.argv, "--quick" in sys.argv, sys.argv[1:]
+    if "--data" in sys.argv:
+        return bench_data(quick)
     sys.argv = [word for word in sys.argv if word not in ("--peers", "--quick")]
     cli.run(partial(bench, peers=peers, quick=quick, command=command), "pretrain")
 

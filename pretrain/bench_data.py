@@ -23,7 +23,9 @@ from pretrain.datasets import ImageList
 from pretrain.views import Crops, EpochBatches, multi_crop
 
 SIZES = (10_000, 100_000, 1_000_000)
-FILES, BATCH, BATCHES, WORKERS = 32, 64, 8, 2
+FILES, WORKERS = 32, 2
+#: images of a batch and batches that the rate is taken over
+FULL, QUICK = (64, 8), (16, 4)
 GLOBAL, LOCAL = {"size": 224, "scale": (0.4, 1.0)}, {"size": 96, "scale": (0.05, 0.4)}
 
 
@@ -42,7 +44,7 @@ def resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
-def measure(folder: Path, lines: int) -> dict[str, float]:
+def measure(folder: Path, lines: int, batch: int, count: int) -> dict[str, float]:
     """Seconds to open and to fingerprint an index, to the first batch, memory on top, and images/s of the loader."""
     write_index(folder, lines)
     before, began = resident(), time.perf_counter()
@@ -50,31 +52,32 @@ def measure(folder: Path, lines: int) -> dict[str, float]:
     opened = time.perf_counter()
     assert images.fingerprint
     marked = time.perf_counter()
-    batches = EpochBatches(len(images), BATCH, seed=0)
+    batches = EpochBatches(len(images), batch, seed=0)
     views = multi_crop(GLOBAL, {}, {}, 2, LOCAL)
     loader = iter(DataLoader(Crops(images, views, 0), batch_sampler=batches, num_workers=WORKERS))
     next(loader)
     first = time.perf_counter()
-    for _ in range(BATCHES):
+    for _ in range(count):
         next(loader)
-    rate = BATCHES * BATCH / (time.perf_counter() - first)
+    rate = count * batch / (time.perf_counter() - first)
     figures = {"open s": opened - began, "fingerprint s": marked - opened, "first batch s": first - marked}
     return figures | {"memory MiB": resident() - before, "images/s": rate}
 
 
-def _measure_apart(lines: int, queue: multiprocessing.Queue) -> None:
+def _measure_apart(lines: int, batch: int, count: int, queue: multiprocessing.Queue) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        queue.put(measure(Path(folder), lines))
+        queue.put(measure(Path(folder), lines, batch, count))
 
 
-def bench_data(sizes: tuple[int, ...] = SIZES) -> None:
-    """Measure and print one table."""
+def bench_data(quick: bool = False, sizes: tuple[int, ...] = SIZES) -> None:
+    """Measure and print one table; `quick` with smaller and fewer batches."""
+    batch, count = QUICK if quick else FULL
     print(f"{date.today()}  {platform.machine()}, {WORKERS} decoding processes, 2 + 2 crops of 224 and 96 px")
-    print("python -m pretrain.bench --data")
+    print(f"python -m pretrain.bench --data{' --quick' if quick else ''}: {count} batches of {batch}")
     context = multiprocessing.get_context("spawn")
     for i, lines in enumerate(sizes):
         queue = context.Queue()
-        process = context.Process(target=_measure_apart, args=(lines, queue))
+        process = context.Process(target=_measure_apart, args=(lines, batch, count, queue))
         process.start()
         figures = queue.get()
         process.join()
