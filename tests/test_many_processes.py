@@ -8,19 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from processes import join_group, run_processes
-from tiny import (
-    EQUAL,
-    OBJECTIVES,
-    assert_equal_up_to_sums,
-    compose,
-    logged,
-    overrides,
-    run_tiny,
-    stop_at,
-    weights,
-    write_images,
-)
+from tiny import OBJECTIVES, compose, overrides, write_images
 from torch import Tensor
+from training import EQUAL, assert_equal_up_to_sums, logged, run_tiny, stop_at, weights
 
 from evaluate import importer
 from pretrain import cli

@@ -16,19 +16,8 @@ import torch
 from omegaconf import open_dict
 from PIL import Image
 from processes import context
-from tiny import (
-    EQUAL,
-    NO_RESET,
-    OBJECTIVES,
-    assert_equal_up_to_sums,
-    compose,
-    logged,
-    overrides,
-    run_tiny,
-    stop_at,
-    weights,
-    write_images,
-)
+from tiny import OBJECTIVES, compose, overrides, write_images
+from training import EQUAL, NO_RESET, assert_equal_up_to_sums, logged, run_tiny, stop_at, weights
 
 from pretrain import cli
 from pretrain.__main__ import main
