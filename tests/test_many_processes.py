@@ -94,13 +94,16 @@ SETTINGS = {
 
 
 def train_in_shards(rank: int, images: str, folder: str, objective: str) -> dict[str, Tensor]:
-    """Stopped in the middle of an epoch and continued, in shards; returns how much of the weights was here."""
+    """Begun in shards, gone on with as copies and then in shards again; returns how much of the weights was here."""
     join_group(rank, 2)
     values = overrides(Path(images), objective, Path(folder) / "shards", *EQUAL, *SETTINGS[objective])
     config = compose(*values, "trainer.strategy=fsdp")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted, match="step 5 of 12"):
-        stop_at(5, patch)
-        train(config)
+    for strategy, steps, reached in (("fsdp", 5, 5), ("ddp", 2, 7)):
+        config.trainer.strategy = strategy
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted, match=f"step {reached} of 12"):
+            stop_at(steps, patch)
+            train(config)
+    config.trainer.strategy = "fsdp"
     held: list[tuple[int, int]] = []
     with pytest.MonkeyPatch.context() as patch:
         original = loop.end_epoch
