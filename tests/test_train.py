@@ -89,9 +89,9 @@ def train_and_save_at_every_step(images: Path, runs: Path) -> None:
 
 def test_kill_9_loses_nothing_that_was_saved(images: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed" / "bits_reset-folder"
-    process = context().Process(target=train_and_save_at_every_step, args=(images, tmp_path / "killed"))
+    process = context().Process(target=train_and_save_at_every_step, args=(images, tmp_path / "killed"), daemon=True)
     process.start()
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while not (killed / "resume" / "latest.json").exists() or _step(killed) < 5:
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.005)
