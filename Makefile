@@ -33,6 +33,9 @@ pip_install = $(python) -m pip install -qq --no-compile --progress-bar off --no-
 install_openmmlab = $(pip_install) --no-deps $(openmmlab)
 compared = $(call in_shell,$(A)) $(call in_shell,$(B)) $(foreach name,$(MORE),$(call in_shell,$(name)))
 
+# Where this is set, every start of Python would compile the sources of torch anew, which takes longer than the rest.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .PHONY: help install openmmlab mmcv-ops datasets pretrain eval-all leaderboard compare ablation test test-all check docs bench cache clean-cache clean clean-all

@@ -201,8 +201,8 @@ def read_untrained(reference: Reference) -> Checkpoint:
 def read_pixels(reference: Reference) -> Checkpoint:
     """The pixels that a run's backbone would see."""
     info = read_run(reference.path)
-    with torch.device("meta"):  # the architecture's numbers without its weights
-        shape = Backbone(**info["backbone"])
+    with torch.random.fork_rng(devices=[]):
+        shape = Backbone(**info["backbone"] | {"depth": 0})  # its numbers; the blocks would be drawn for nothing
     pixels = Pixels(shape.spec, shape.resize, shape.patch_size).eval()
     record = _baseline_record("pixels", f"{pixels.image_size}px", identity(pixels)) | {"backbone": "none"}
     return Checkpoint(pixels, record, data=info["data"]["name"])

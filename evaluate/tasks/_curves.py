@@ -43,6 +43,6 @@ def draw(title: str, epochs: np.ndarray, top1: np.ndarray, top5: np.ndarray, hea
         axes.plot(epochs, 100 * top1[:, best], color="C0", label=f"top-1: {heads[best]}", **line)
         axes.set(xlabel="epoch", ylabel="accuracy (%)", title=printable(title, 80))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)  # clear of the curves
 
     return graph(fill, 5, 3.4)
