@@ -227,6 +227,16 @@ def test_what_did_not_run_is_listed_with_reason_and_remedy(tmp_path):
     assert row.split()[-1] == "failed"
 
 
+def test_what_did_not_run_for_one_reason_is_said_once():
+    names = ("a", "b", "c")
+    missing = [Status(checkpoint(n), "hamming", "cifar10", "skipped", "no bits.", "train BITS") for n in names]
+    other = Status(checkpoint("a"), "knn", "cifar10", "failed", "no memory", "set batch=16")
+    assert grid.status_lines([*missing, other]) == [
+        "hamming on cifar10, a, b, c: skipped, no bits. Remedy: train BITS",
+        "knn on cifar10, a: failed, no memory. Remedy: set batch=16",
+    ]
+
+
 def test_a_status_belongs_to_weights_and_only_without_them_to_a_name():
     others = checkpoint(weights_digest="other weights of the same name")
     places = [record(), record("dino-s0", dataset="food101")]

@@ -210,7 +210,7 @@ def wide_table(rows: int, columns: int):
     records = [
         record(
             f"run-{i}",
-            checkpoint=checkpoint(f"run-{i}", weights_digest=hashlib.sha256(f"{i}".encode()).hexdigest(), seed=i),
+            checkpoint=checkpoint(f"run-{i}", weights_digest=hashlib.sha256(f"{i}".encode()).hexdigest()),
             dataset=f"dataset-{j}",
             scores={"top1": Score(value, value - 0.01, value + 0.01, 50_000)},
             outcomes={},

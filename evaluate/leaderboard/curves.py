@@ -82,10 +82,11 @@ def _thinned(name: str, x: np.ndarray, y: np.ndarray) -> Curve:
 
 
 def figures(table: Table) -> list[Figure]:
-    """Every figure that the records of a table hold, one for each dataset."""
+    """Every figure that the records of a table hold, one for each dataset; a seed of every recipe before the others."""
     found: dict[tuple[str, str], Figure] = {}
     specs = read_figures()
-    for row in table.rows:
+    others = {id(row) for mean in table.seed_means for row in mean.rows[1:]}
+    for row in sorted(table.rows, key=lambda row: id(row) in others):
         for record in records_of(row):
             for key, curve in of_record(record, specs):
                 _figure(found, key, specs[key], _where(record)).curves.append(curve)

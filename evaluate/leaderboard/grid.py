@@ -184,13 +184,19 @@ def title(checkpoint: dict) -> str:
 
 def status_lines(statuses: Sequence[Status]) -> list[str]:
     """One sentence for what did not run for one reason: which task, for which checkpoints, why, what would help."""
-    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for s in statuses:
-        groups[s.task, s.dataset, s.status, s.reason, s.remedy].append(title(s.checkpoint))
     return [
-        f"{task} on {dataset}, {', '.join(names)}: {status}, {reason.rstrip('. ')}. Remedy: {remedy}"
-        for (task, dataset, status, reason, remedy), names in groups.items()
+        f"{s.task} on {s.dataset}, {', '.join(names)}: {s.status}, {s.reason.rstrip('. ')}. Remedy: {s.remedy}"
+        for s, names in by_reason(statuses)
     ]
+
+
+def by_reason(statuses: Sequence[Status]) -> list[tuple[Status, list[str]]]:
+    """What did not run for one reason, with the names of all its checkpoints."""
+    groups: dict[tuple[str, ...], tuple[Status, list[str]]] = {}
+    for s in statuses:
+        _, names = groups.setdefault((s.task, s.dataset, s.status, s.reason, s.remedy), (s, []))
+        names.append(title(s.checkpoint))
+    return list(groups.values())
 
 
 # ---- cells

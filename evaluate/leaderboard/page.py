@@ -20,12 +20,13 @@ from urllib.parse import quote
 from evaluate.leaderboard import curves
 from evaluate.leaderboard.curves import Curve, Figure
 from evaluate.leaderboard.export import ABOUT, file_name
-from evaluate.leaderboard.grid import title
+from evaluate.leaderboard.grid import by_reason
 from evaluate.leaderboard.table import Cell, Column, Row, SeedMean, Table, choices
 from evaluate.records import Record
 
 PER_RECORD = ("seconds", "peak_memory_mb", "date")  # differs from record to record; the rest of the provenance repeats
 APART = (*PER_RECORD, "dataset_fingerprint", "files")
+NAMES = 20  # of checkpoints that did not run for one reason
 LINES = 8  # in one figure: more cannot be told apart
 
 
@@ -94,7 +95,7 @@ def payload(
         for column, cell in row.cells.items()
         if cell.folded != cell.mark
     ]
-    missing = [{**vars(status), "checkpoint": title(status.checkpoint)} for status in table.statuses]
+    missing = [{**vars(status), "checkpoint": _listed(names)} for status, names in by_reason(table.statuses)]
     return {
         "notes": table.notes,
         "columns": [_column(column) for column in table.columns],
@@ -106,6 +107,11 @@ def payload(
         "statuses": missing,
         "problems": table.problems,
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    left = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return ", ".join(names[:NAMES]) + left
 
 
 def _seeds(mean: SeedMean, position: Mapping[Column, int], at: Mapping[str, int]) -> dict[str, Any]:

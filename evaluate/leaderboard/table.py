@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,11 @@ class Column:
     differing: str = field(compare=False, default="")
 
     def __hash__(self) -> int:
-        return hash((self.fingerprint, self.metric))  # enough to tell columns apart, and looked up very often
+        return self._hash  # columns are looked up very often
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.fingerprint, self.metric))  # enough to tell them apart
 
     @property
     def label(self) -> str:
@@ -154,6 +159,9 @@ def build(
             row.cells[column] = Cell(record.scores[metric], record)
     _attach(rows, statuses)
     ordered = _tell_apart(sorted(columns.values(), key=_column_order))
+    final = {column: column for column in ordered}
+    for row in rows.values():  # one object a column: a look-up then compares no fields
+        row.cells = {final[column]: cell for column, cell in row.cells.items()}
     means = seed_means(rows.values())
     for column in ordered:
         marks.mark(column, rows.values())
