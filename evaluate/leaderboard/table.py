@@ -45,7 +45,7 @@ class Column:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.fingerprint, self.metric))  # enough to tell them apart
+        return hash((self.fingerprint, self.metric, self.dataset))
 
     @property
     def label(self) -> str:
