@@ -89,6 +89,7 @@ def test_a_record_holds_the_miou_of_the_saved_label_maps_and_a_frozen_backbone_s
     assert record.scores["miou"].value > 0.6, "blocks of colour are not told apart"
     assert record.protocol["schedule"]["iterations"] == 40 and record.protocol["backbone"] == "frozen"
     assert len(record.main_outcomes()) == 5 and record.scores["miou"].low is not None
+    assert np.array_equal(record.outcomes["class_pixels"].sum(axis=0), [hits, true, found])
     files = {Path(file).name: tmp_path / file for file in record.provenance["files"]}
     assert set(files) == {"curve.csv", "curve.png", "per_class.csv", "segmentations.png"}
     losses = [float(line.split(",")[2]) for line in files["curve.csv"].read_text().splitlines()[1:]]

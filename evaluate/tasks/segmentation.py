@@ -168,6 +168,7 @@ class Segmentation(HeadTask):
             pairs = (tiles[i : i + PER_ROW] for i in range(0, len(tiles), PER_ROW))
             files["segmentations.png"] = sheet([[tile for three in row for tile in three] for row in pairs])
         outcomes = {"sample_id": np.array([test.paths[row] for row in rows]), "miou": counts.iou()}
+        outcomes["class_pixels"] = counts.by_image()  # a mean IoU is compared by its pixels
         notes = [budget(self.schedule, len(training.rows)), chance(total, test.classes), f"label maps in {folder}"]
         if len(self.rates) > 1:
             chosen, heads = self.choose(subject, training)
