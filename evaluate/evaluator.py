@@ -118,6 +118,8 @@ class Evaluator:
                     self.note({"name": name}, item, "failed", one_line(error), "restore the file or train it again")
                 place += len(items)
                 continue
+            for line in checkpoint.report:
+                self.say(line)
             self.store.label = checkpoint.record["name"]
             for item in items:
                 place += 1

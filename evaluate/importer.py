@@ -1,17 +1,22 @@
-"""Checkpoints by path or name: a run, one of its kept epochs, or a baseline that shares its architecture.
+"""Checkpoints by path or name: a run, one of its kept epochs, somebody else's weights, or a baseline for one of these.
 
     runs/NAME, NAME, runs/NAME/epochs/NNN    the teacher; with @student appended, the student
     runs/NAME/epochs                         every kept epoch of a run, see `expand`
-    untrained:RUN                            the same architecture with weights drawn with seed 0
-    pixels:RUN                               no network: the pixels of the view that the run's backbone would see
+    FILE.pth, .ckpt, .safetensors, FOLDER    weights of other projects, see `evaluate.layouts`; @teacher, @student, ...
+                                             for one of several networks, ?heads=6&size=224 for what the file lacks
+    timm:NAME, hf:ORG/NAME                   the same from the hub, the only names that use the network
+    untrained:ANY                            the same architecture with weights drawn with seed 0
+    pixels:ANY                               no network: the pixels of the view that the backbone would see
 
-A further layout is one more entry in `READERS`: a function from a reference to a `Checkpoint`.
+`python -m evaluate.importer NAME...` says what each is and how fully it was understood. A further kind of name is one
+more entry in `READERS`; a further naming of weights is one more file in `evaluate/layouts`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from evaluate.features import identity
+from evaluate.layouts import foreign, hub
+from evaluate.layouts.files import SUFFIXES
+from evaluate.layouts.options import Options, parse
+from evaluate.leaderboard.escape import terminal
+from pretrain import cli
 from pretrain.backbones import Backbone, Features
 from pretrain.checkpoint import CheckpointError, load_backbone, load_head, read_run
 
 ACCEPTED = (
     "give a run (runs/NAME or NAME), one of its kept epochs (runs/NAME/epochs/NNN) or all (runs/NAME/epochs), each "
-    "with @student for the student, or a baseline (untrained:RUN, pixels:RUN)"
+    "with @student for the student; a file or folder of weights, timm:NAME or hf:ORG/NAME; or a baseline "
+    "(untrained:RUN, pixels:RUN)"
 )
 BASELINES = ("untrained", "pixels")
 BASELINE_SEED = 0
+QUIET = ("native_size", "positions", "norm_eps", "init_values")  # no part of an architecture's short name
 
 
 class Pixels(nn.Module):
@@ -62,11 +74,19 @@ class Pixels(nn.Module):
 
 @dataclass(frozen=True)
 class Reference:
-    """What a name on the command line means: kind "run", "untrained" or "pixels"; folder of the run; branch."""
+    """What a name on the command line means.
+
+    kind: "run", "file", "timm" or "hf", the folder or file (or the name on the hub), the network wanted in it, and what
+    the user said of it; baseline: "untrained" or "pixels" when it is asked for in place of the weights; text: the name
+    without the baseline.
+    """
 
     kind: str
     path: Path
-    branch: str = "teacher"
+    branch: str = ""
+    options: Options = Options()
+    baseline: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,10 @@ class Segments:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A frozen network with what a record says about it; `head` maps features (B, D) to logits of binary messages."""
+    """A frozen network with what a record says about it; `head` maps features (B, D) to logits of binary messages.
+
+    report: how fully weights of another project were understood, in lines.
+    """
 
     backbone: Backbone | Pixels
     record: dict[str, Any]
@@ -88,21 +111,47 @@ class Checkpoint:
     data: str = ""
     notes: list[str] = field(default_factory=list)
     segments: Segments | None = None
+    report: list[str] = field(default_factory=list)
 
 
 def resolve(name: str | Path, runs: str | Path = "runs") -> Reference:
-    """Reference behind a path or name; raises CheckpointError saying what is accepted when there is none."""
+    """Reference behind a path or name; raises CheckpointError saying what is accepted when there is none.
+
+    Looks at this machine alone: whether the hub has a name is found out when it is opened.
+    """
     text = str(name)
+    baseline, _, rest = text.partition(":")
+    if baseline in BASELINES:
+        return replace(resolve(rest, runs), baseline=baseline)
     kind, _, rest = text.partition(":")
-    if kind not in READERS or kind == "run":
-        kind, rest = "run", text
-    place, _, branch = rest.partition("@") if not Path(rest).exists() else (rest, "", "")
-    found = [path for path in (Path(place).expanduser(), Path(runs) / place) if (path / "run.json").is_file()]
-    if not place or not found:
-        raise CheckpointError(f"no checkpoint {text!r}: {ACCEPTED}")
-    if branch not in ("", "teacher", "student"):
-        raise CheckpointError(f"unknown branch {branch!r} in {text!r}; use @teacher or @student")
-    return Reference(kind, found[0], branch or "teacher")
+    if kind in ("timm", "hf") and rest:
+        place, branch, options = split(rest)
+        return Reference(kind, Path(place), branch, options, text=text)
+    place, branch, options = split(text)
+    candidates = [Path(place).expanduser(), Path(runs) / place] if place else []
+    for path in candidates:
+        if (path / "run.json").is_file():
+            if branch not in ("", "teacher", "student"):
+                raise CheckpointError(f"unknown branch {branch!r} in {text!r}; use @teacher or @student")
+            if options != Options():
+                raise CheckpointError(
+                    f"{text!r}: a run says all about itself; options are for weights of other projects"
+                )
+            return Reference("run", path, branch or "teacher", text=text)
+    for path in candidates:
+        if path.suffix in SUFFIXES and path.is_file() or (path / "config.json").is_file():
+            return Reference("file", path, branch, options, text=text)
+    raise CheckpointError(f"no checkpoint {text!r}: {ACCEPTED}")
+
+
+def split(text: str) -> tuple[str, str, Options]:
+    """`place@branch?options` in its parts; a path that exists with these signs in it is a path."""
+    if Path(text).exists():
+        return text, "", Options()
+    place, _, query = text.partition("?")
+    options = parse(query, text)
+    before, at, branch = place.rpartition("@")
+    return (before, branch, options) if at and not Path(place).exists() else (place, "", options)
 
 
 def expand(names: Iterable[str], runs: str | Path = "runs") -> list[str]:
@@ -124,14 +173,14 @@ def expand(names: Iterable[str], runs: str | Path = "runs") -> list[str]:
 
 
 def trained_on(reference: Reference) -> str:
-    """Name of the images that a run was trained on."""
-    return read_run(reference.path)["data"]["name"]
+    """Name of the images that a run was trained on; empty where nobody says."""
+    return read_run(reference.path)["data"]["name"] if reference.kind == "run" else ""
 
 
 def open_checkpoint(name: str | Path, runs: str | Path = "runs") -> Checkpoint:
     """Load a checkpoint; raises CheckpointError naming file and remedy when it is missing, damaged or unknown."""
     reference = resolve(name, runs)
-    return READERS[reference.kind](reference)
+    return READERS[reference.baseline or reference.kind](reference)
 
 
 def load(path_or_name: str | Path, runs: str | Path = "runs") -> Backbone | Pixels:
@@ -149,18 +198,37 @@ def baselines(names: Iterable[str], runs: str | Path = "runs") -> dict[str, list
     found: dict[str, tuple[str, list[str]]] = {}
     for name in names:
         reference = resolve(name, runs)
-        if reference.kind == "run":
-            spec = read_run(reference.path)["backbone"]
+        if not reference.baseline:
+            spec = spec_of(reference)
             pixels = {key: spec.get(key) for key in ("image_size", "resize", "patch_size", "mean", "std")}
             for kind, key in zip(BASELINES, (repr(sorted(spec.items(), key=str)), repr(pixels)), strict=True):
-                found.setdefault(kind + key, (f"{kind}:{reference.path}", []))[1].append(name)
+                found.setdefault(kind + key, (f"{kind}:{address(reference)}", []))[1].append(name)
     return dict(found.values())
+
+
+def address(reference: Reference) -> str:
+    """The name that leads to the same network, without @student: a baseline has no branches."""
+    return str(reference.path) if reference.kind == "run" else reference.text
+
+
+def spec_of(reference: Reference) -> dict[str, Any]:
+    """Arguments of the `Backbone` of a checkpoint; its weights are looked at, not loaded."""
+    return read_run(reference.path)["backbone"] if reference.kind == "run" else recognise(reference).spec
+
+
+def recognise(reference: Reference) -> foreign.Foreign:
+    """What weights of another project are; fetches them where their name asks for it."""
+    path = reference.path
+    if reference.kind in ("timm", "hf"):
+        repo = hub.repository(str(path)) if reference.kind == "timm" else str(path)
+        path = hub.fetch(repo, reference.text)
+    return foreign.recognise(path, reference.text, reference.branch, reference.options)
 
 
 def architecture(backbone: Backbone) -> str:
     """Short name of a backbone: timm's, or vit-WIDTHxBLOCKSpPATCH where that was changed, and the side of its view."""
     standard = {"name", "image_size", "patch_size", "stem", "pool", "init", "cls_init", "resize", "mean", "std"}
-    spec = backbone.spec
+    spec = {key: value for key, value in backbone.spec.items() if key not in QUIET}
     changed = spec["patch_size"] is not None or set(spec) - standard
     parts = [f"vit-{backbone.dim}x{backbone.depth}p{backbone.patch_size}" if changed else spec["name"]]
     parts += [word for word, usual in ((spec["stem"], "patch"), (spec["pool"], "token")) if word != usual]
@@ -187,25 +255,44 @@ def read_own_run(reference: Reference) -> Checkpoint:
     return Checkpoint(backbone, record, head if is_binary else None, info["data"]["name"], notes, segments)
 
 
+def read_foreign(reference: Reference) -> Checkpoint:
+    """Weights of another project."""
+    found = recognise(reference)
+    backbone = found.backbone()
+    record = {"name": short_name(reference), "objective": found.objective, "kind": "foreign"}
+    record |= {"weights_digest": identity(backbone), "backbone": architecture(backbone), "label": "", "parent": None}
+    record |= {"images_seen": None, "epoch": None, "seed": None}
+    notes = [*found.coverage.notes, *found.coverage.accepted()]
+    return Checkpoint(backbone, record, notes=notes, report=found.coverage.report())
+
+
+def short_name(reference: Reference) -> str:
+    """What tables call weights of another project: the hub's name, or the file with its folder, and what was added."""
+    if reference.kind != "file":
+        return reference.text
+    added = reference.text.removeprefix(str(reference.path))
+    place = reference.path.resolve()
+    name = f"{place.parent.name}/{place.name}" if place.parent.name else place.name
+    return name + (added if added != reference.text else "")
+
+
 def read_untrained(reference: Reference) -> Checkpoint:
-    """The architecture of a run with weights that were never trained, drawn with a seed of their own."""
-    info = read_run(reference.path)
+    """The architecture of a checkpoint with weights that were never trained, drawn with a seed of their own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(BASELINE_SEED)
-        backbone = Backbone(**info["backbone"]).eval().requires_grad_(False)
+        backbone = Backbone(**spec_of(reference)).eval().requires_grad_(False)
     name = architecture(backbone)
     record = _baseline_record("untrained", name, identity(backbone)) | {"backbone": name, "seed": BASELINE_SEED}
-    return Checkpoint(backbone, record, data=info["data"]["name"])
+    return Checkpoint(backbone, record, data=trained_on(reference))
 
 
 def read_pixels(reference: Reference) -> Checkpoint:
-    """The pixels that a run's backbone would see."""
-    info = read_run(reference.path)
+    """The pixels that the backbone of a checkpoint would see."""
     with torch.random.fork_rng(devices=[]):
-        shape = Backbone(**info["backbone"] | {"depth": 0})  # its numbers; the blocks would be drawn for nothing
+        shape = Backbone(**spec_of(reference) | {"depth": 0})  # its numbers; the blocks would be drawn for nothing
     pixels = Pixels(shape.spec, shape.resize, shape.patch_size).eval()
     record = _baseline_record("pixels", f"{pixels.image_size}px", identity(pixels)) | {"backbone": "none"}
-    return Checkpoint(pixels, record, data=info["data"]["name"])
+    return Checkpoint(pixels, record, data=trained_on(reference))
 
 
 def _baseline_record(kind: str, what: str, digest: str) -> dict[str, Any]:
@@ -215,6 +302,26 @@ def _baseline_record(kind: str, what: str, digest: str) -> dict[str, Any]:
 
 READERS: dict[str, Callable[[Reference], Checkpoint]] = {
     "run": read_own_run,
+    "file": read_foreign,
+    "timm": read_foreign,
+    "hf": read_foreign,
     "untrained": read_untrained,
     "pixels": read_pixels,
 }
+
+
+def main() -> None:
+    """Entry point of `python -m evaluate.importer NAME...`."""
+    with cli.one_line_errors("evaluate"):
+        names = sys.argv[1:]
+        if not names or names[0].startswith("-"):
+            raise ValueError(f"usage: python -m evaluate.importer NAME...; {ACCEPTED}")
+        for name in expand(names):
+            found = open_checkpoint(name)
+            lines = found.report or [f"{name}: a {found.record['kind']}", *(f"  {note}" for note in found.notes)]
+            lines.append(f"  {found.record['backbone']}, weights {found.record['weights_digest']}")
+            print(*map(terminal, lines), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

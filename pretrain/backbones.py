@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.lean import lean_imports
+from pretrain.positions import follow
 
 with lean_imports():
     import timm
-    from timm.layers import HybridEmbed
+    from timm.layers import HybridEmbed, SwiGLUPacked
     from timm.models.vision_transformer import VisionTransformer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -59,7 +60,9 @@ class Backbone(nn.Module):
     draws the class token from a truncated normal of std 0.02 as the DINO family does ("timm": std 1e-6);
     `init="fan_in"` draws all linear weights with std 1/sqrt(fan-in), which narrow networks need. `pool="avg"` makes the
     mean of the patch tokens the global feature. `mean`, `std` and `resize` (shorter side before the centre crop)
-    describe the preprocessing that belongs to the weights.
+    describe the preprocessing that belongs to the weights. For weights of other projects: `native_size`, the image side
+    that the position embeddings are of where it is not `image_size`; `positions`, the rule that resamples them
+    (`pretrain.positions`); `norm_eps` of all layer norms; `swiglu=True`, gated MLPs as in DINOv2 giant.
     Raises ValueError on an unknown name, or an image size that the patch size does not divide.
     Source: ViT, arXiv 2010.11929; DINO, arXiv 2104.14294, public code.
     """
@@ -166,7 +169,11 @@ def build_vit(
     if not timm.is_model(name) or not name.startswith("vit_"):
         close = difflib.get_close_matches(name, timm.list_models("vit_*"), n=3)
         raise ValueError(f"unknown backbone {name!r}; nearest timm names: {', '.join(close) or 'none'}")
-    options: dict[str, Any] = {**overrides, "drop_path_rate": drop_path, "img_size": image_size, "global_pool": pool}
+    options: dict[str, Any] = {**overrides, "drop_path_rate": drop_path, "global_pool": pool}
+    rule, eps = options.pop("positions", "timm"), options.pop("norm_eps", None)
+    options["img_size"] = options.pop("native_size", image_size)
+    if options.pop("swiglu", False):
+        options |= {"mlp_layer": SwiGLUPacked, "act_layer": "silu"}
     if pool == "avg":
         options |= {"class_token": False, "fc_norm": False}
     if stem == "conv":
@@ -180,9 +187,13 @@ def build_vit(
         raise ValueError(f"unknown stem {stem!r}; use 'patch' or 'conv'")
     try:
         vit: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
-        return vit
     except TypeError as error:
         raise ValueError(f"backbone {name}: {error}") from error
+    follow(vit, rule)
+    for module in vit.modules() if eps is not None else ():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+    return vit
 
 
 def initialise(vit: VisionTransformer, init: str, cls_init: str) -> None:
