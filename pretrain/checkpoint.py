@@ -58,9 +58,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
     """Write named tensors atomically as safetensors; returns the sha256 of the file."""
-    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
     with atomic_file(path) as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()
@@ -101,6 +101,12 @@ def weights_digest(module: nn.Module) -> str:
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def network_digest(backbone: Backbone) -> str:
+    """Digest of weights and architecture: the number of heads or the normalisation leave no trace in the weights."""
+    text = f"{weights_digest(backbone)} {json.dumps(backbone.spec, sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:

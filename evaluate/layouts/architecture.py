@@ -115,7 +115,7 @@ def from_timm(config: Mapping[str, Any], depth: int, has_class_token: bool) -> d
 
 def timm_view(config: Mapping[str, Any]) -> dict[str, Any]:
     """image_size, resize, mean and std as a timm folder gives them."""
-    about = config.get("pretrained_cfg") or {}
+    about = config.get("pretrained_cfg") or config  # one dictionary in folders of older versions
     size = (about.get("input_size") or [3, None])[-1]
     found = {"image_size": size, "mean": about.get("mean"), "std": about.get("std")}
     if size and about.get("crop_pct"):
