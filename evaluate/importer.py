@@ -259,7 +259,7 @@ def read_foreign(reference: Reference) -> Checkpoint:
     """Weights of another project."""
     found = recognise(reference)
     backbone = found.backbone()
-    record = {"name": short_name(reference), "objective": found.objective, "kind": "foreign"}
+    record: dict[str, Any] = {"name": short_name(reference), "objective": found.objective, "kind": "foreign"}
     record |= {"weights_digest": identity(backbone), "backbone": architecture(backbone), "label": "", "parent": None}
     record |= {"images_seen": None, "epoch": None, "seed": None}
     notes = [*found.coverage.notes, *found.coverage.accepted()]

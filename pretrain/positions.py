@@ -50,7 +50,7 @@ def follow(vit: Any, rule: str) -> None:
 
     def with_positions(self: Any, tokens: Tensor) -> Tensor:
         """What timm does with the tokens (B, h, w, D), given positions that fit them."""
-        grid, own = tuple(tokens.shape[1:3]), self.patch_embed.grid_size
+        grid, own = (tokens.shape[1], tokens.shape[2]), self.patch_embed.grid_size
         if grid == own:
             return original(self, tokens)
         prefix = 0 if self.no_embed_class else self.num_prefix_tokens

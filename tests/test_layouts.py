@@ -10,11 +10,15 @@ import foreign
 import pytest
 import timm
 import torch
-from frozen import save_tiny_run
+from frozen import folder_data, save_tiny_run
 from safetensors.torch import save_file
 from torch import Tensor
 
 from evaluate import importer
+from evaluate.evaluator import Evaluator, Item
+from evaluate.features import Store
+from evaluate.leaderboard.__main__ import rebuild
+from evaluate.tasks.knn import KNN
 from pretrain.checkpoint import CheckpointError
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -270,3 +274,20 @@ def test_a_report_says_what_was_found_set_aside_and_assumed(tmp_path):
         assert words in report
     path = foreign.write(tmp_path, foreign.mae(net, net))
     assert "set aside, no part of the features: " in "\n".join(importer.open_checkpoint(f"{path}?heads=2").report)
+
+
+def test_foreign_weights_are_evaluated_and_keep_a_row_of_their_own(tmp_path, images, capsys):
+    names = []
+    for seed in (1, 2):
+        (tmp_path / f"set{seed}").mkdir()
+        content = foreign.dino(foreign.network(seed).state_dict(), foreign.network(3).state_dict())
+        names.append(f"{foreign.write(tmp_path / f'set{seed}', content)}?heads=2")
+    data, store = folder_data(images), Store(tmp_path / "cache", workers=0, quiet=True)
+    bench = Evaluator(store, tmp_path / "records", lambda _: data)
+    bench.evaluate({name: [Item(KNN(), "folder")] for name in [*names, *importer.baselines(names)]})
+    assert bench.unfit == [] and len(bench.written) == 4
+    assert "teacher.backbone" in capsys.readouterr().out, "the report is shown"
+    text = rebuild(bench.root, tmp_path / "results", None)
+    for name in ("set1/weights.pth?heads=2", "set2/weights.pth?heads=2", "untrained:vit-16x2p8-16px", "pixels:16px"):
+        assert name in text
+    assert any("ImageNet's mean" in note for note in bench.written[0].notes)

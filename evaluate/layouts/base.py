@@ -82,7 +82,8 @@ def choose(roots: list[Root], branch: str, what: str) -> Root:
 def rename(root: Root, tensors: Mapping[str, Tensor]) -> Renamed:
     """The network at `root` under timm's names, with q, k and v in one tensor."""
     found: dict[str, Tensor] = {}
-    aside, left_over = [], []
+    aside: list[str] = []
+    left_over: list[str] = []
     for name, value in tensors.items():
         if not name.startswith(root.prefix):
             continue

@@ -108,7 +108,7 @@ def specify(
         common, assumed = architecture.common_view(found["native_size"], tensors)
         view, notes = common | view, [*notes, assumed]
     spec |= found | view
-    chosen = {"norm_eps": options.eps, "act_layer": options.act, "positions": options.positions}
+    chosen: dict[str, Any] = {"norm_eps": options.eps, "act_layer": options.act, "positions": options.positions}
     chosen |= {"image_size": options.size, "resize": options.resize, "mean": options.mean, "std": options.std}
     if options.size and not options.resize:
         spec.pop("resize", None)
