@@ -149,7 +149,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            start = file.read(16)
+            start = file.read(64)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if size == 0:
@@ -183,10 +183,10 @@ def read_zip(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
-                raise CheckpointError(f"{path} is a compressed archive; torch.save stores tensors as they are")
             if any(entry.filename.endswith("/constants.pkl") for entry in entries):
                 raise CheckpointError(f"{path} is TorchScript, which is code; give the weights it was made from")
+            if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
+                raise CheckpointError(f"{path} is a compressed archive; torch.save stores tensors as they are")
             pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
             if len(pickles) != 1:
                 raise CheckpointError(f"{path} is an archive, but none that torch.save wrote")
