@@ -139,4 +139,5 @@ def embeddings(vit: Any) -> dict[str, Tensor]:
             token = token + positions[:, 1 : 1 + registers]
             positions = torch.cat([positions[:, :1], positions[:, 1 + registers :]], dim=1)
         found["embeddings.register_tokens"] = token
+        found["embeddings.mask_token"] = torch.zeros_like(token[0, :1])  # the class insists on one
     return found | {"embeddings.cls_token": vit.cls_token.detach(), "embeddings.position_embeddings": positions}

@@ -55,7 +55,7 @@ def to_transformers(backbone: Backbone, folder: Path, info: dict[str, Any], lice
 
 def to_torchscript(backbone: Backbone, folder: Path, info: dict[str, Any], licence: str) -> None:
     """TorchScript by tracing, for images of the backbone's own size in batches of any size."""
-    module = torch.jit.trace(FeaturesOnly(backbone), example(backbone), check_trace=False)
+    module = torch.jit.trace(FeaturesOnly(backbone).eval(), example(backbone), check_trace=False)
     with atomic_file(folder / "model.pt") as file:
         torch.jit.save(module, file)
     write_json(folder / "preprocessing.json", view(backbone))
@@ -69,7 +69,7 @@ def to_onnx(backbone: Backbone, folder: Path, info: dict[str, Any], licence: str
         raise ValueError("--to onnx needs the extra `export`: pip install -e '.[export]'") from error
     batch = {"images": {0: torch.export.Dim("batch")}}
     torch.onnx.export(
-        FeaturesOnly(backbone), (example(backbone),), folder / "model.onnx", input_names=["images"],
+        FeaturesOnly(backbone).eval(), (example(backbone),), folder / "model.onnx", input_names=["images"],
         output_names=["feature", "patches"], dynamic_shapes=batch, dynamo=True, verbose=False, external_data=False,
     )  # fmt: skip
     write_json(folder / "preprocessing.json", view(backbone))
