@@ -32,8 +32,9 @@ from evaluate.cache import Hold, hold
 from evaluate.claims import Claims, share_out
 from evaluate.shards import Copy, arrived, as_stored, is_whole, rows_path, shard_path, write_array
 from evaluate.views import CentreViews, RandomCrops, collate
+from pretrain import checkpoint
 from pretrain.backbones import preprocess
-from pretrain.checkpoint import weights_digest, write_json
+from pretrain.checkpoint import write_json
 from pretrain.datasets import ImageData, ImageError
 
 VERSION = 1  # raise it when the same images and weights would give other features
@@ -48,10 +49,9 @@ _identities: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def identity(backbone: Any) -> str:
-    """Digest of weights and architecture: the number of heads or the normalisation leave no trace in the weights."""
+    """`pretrain.checkpoint.identity`, computed once."""
     if backbone not in _identities:
-        text = f"{weights_digest(backbone)} {json.dumps(backbone.spec, sort_keys=True)}"
-        _identities[backbone] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        _identities[backbone] = checkpoint.identity(backbone)
     return _identities[backbone]
 
 

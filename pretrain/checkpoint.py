@@ -103,6 +103,12 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def identity(backbone: Backbone) -> str:
+    """Digest of weights and architecture: the number of heads or the normalisation leave no trace in the weights."""
+    text = f"{weights_digest(backbone)} {json.dumps(backbone.spec, sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
     """Load tensors into a module of exactly this architecture.
 
