@@ -38,7 +38,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install openmmlab mmcv-ops datasets pretrain eval-all leaderboard compare ablation test test-all check docs bench cache clean-cache clean clean-all
+.PHONY: help install openmmlab mmcv-ops datasets pretrain adapt adaptation eval-all leaderboard compare ablation test test-all check docs bench cache clean-cache clean clean-all
 
 help: ## list the targets and their variables
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -48,7 +48,9 @@ help: ## list the targets and their variables
 	@echo '  OBJECTIVE      what to pre-train with, a name in configs/objective (bits_reset)'
 	@echo '  DATA           images, a name in configs/data (shapeworld); DATA_ROOT: folder they are in (data)'
 	@echo '  RUN            name of the run under runs/ (OBJECTIVE-DATA)'
+	@echo '  CHECKPOINT     a run, or whatever evaluation can load, to adapt'
 	@echo '  CHECKPOINTS    runs, files or model names to evaluate, separated by spaces'
+	@echo '  TARGETS        data to adapt to, names in configs/data separated by spaces'
 	@echo '  SUITE          tasks to evaluate, a name in configs/suite; OUTPUT: folder for records and tables (results)'
 	@echo '  TABLE          an ablation: a table of the paper by its number, or a name in configs/experiment'
 	@echo '  A, B, MORE     checkpoints to compare'
@@ -68,6 +70,15 @@ datasets: $(ready) ## list the datasets: what is below DATA_ROOT, and the layout
 
 pretrain: $(ready) ## train a backbone: OBJECTIVE, DATA, DATA_ROOT, RUN, ARGS
 	$(python) -m pretrain $(pretrain_options)
+
+adapt: $(ready) ## go on with CHECKPOINT on the unlabelled images of DATA: DATA_ROOT, OBJECTIVE, RUN, ARGS
+	$(if $(and $(CHECKPOINT),$(DATA)),,$(error adapt needs a checkpoint and images: make adapt CHECKPOINT=runs/NAME DATA=NAME))
+	$(python) -m evaluate.adapt $(call path_option,checkpoint,$(CHECKPOINT)) $(pretrain_options)
+
+adaptation: $(ready) ## adapt CHECKPOINTS to TARGETS, measure before, after and what was forgotten: SUITE, DATA_ROOT, OUTPUT, ARGS
+	$(python) -m evaluate.adaptation $(call paths_option,checkpoints,$(CHECKPOINTS)) \
+	    $(call paths_option,adaptation.targets,$(TARGETS)) $(call path_option,data_root,$(DATA_ROOT)) \
+	    $(call name_option,suite,$(SUITE)) $(call path_option,output,$(OUTPUT)) $(ARGS)
 
 eval-all: $(ready) ## evaluate CHECKPOINTS on SUITE, or, with none given, everything in runs/ (pre-trains first if empty)
 	$(if $(strip $(CHECKPOINTS)),\

@@ -180,7 +180,8 @@ class Evaluator:
     def subject(self, checkpoint: importer.Checkpoint, item: Item) -> Subject:
         """What an item's task is given."""
         parts = checkpoint.backbone, checkpoint.head, self.data(item.data), self.store, self.seed
-        return Subject(*parts, segments=checkpoint.segments)
+        source = checkpoint.record.get("source") or checkpoint.data
+        return Subject(*parts, segments=checkpoint.segments, source=source, open_data=self.data)
 
     def data(self, name: str) -> Data:
         """A dataset, opened once."""

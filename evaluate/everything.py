@@ -1,4 +1,5 @@
-"""`python -m evaluate.everything`: evaluate every finished run; with none there, pre-train a few on ShapeWorld first.
+"""`python -m evaluate.everything`: evaluate every finished run; with none there, pre-train a few on ShapeWorld first,
+and adapt each of them to its two shifted domains.
 
 This is `make eval-all`: on a fresh machine one command trains, evaluates and ranks; given again, it computes nothing.
 """
@@ -6,18 +7,13 @@ This is `make eval-all`: on a fresh machine one command trains, evaluates and ra
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
-import torch
 from omegaconf import DictConfig
 
+from evaluate import adaptation, trainings
 from evaluate import run as evaluation
 from evaluate.processes import Processes
 from pretrain import cli
@@ -53,54 +49,15 @@ def wanted_runs(runs: Path, objectives: Sequence[str], data: str, options: Seque
     return {name: options for name, options in wanted.items() if name not in finished}
 
 
-def quoted(key: str, value: str) -> str:
-    """An override that Hydra reads as this text, whatever is in it."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{key}="{escaped}"'
-
-
-def pretrain(config: DictConfig, wanted: Mapping[str, list[str]], at_once: int) -> list[str]:
-    """Train runs, so many at a time with an equal share of the cores; returns the names of those that failed."""
-    cores = os.cpu_count() or 1
-    shared = [quoted("data_root", config.data_root), quoted("runs", config.runs), f"quiet={config.quiet}"]
-    waiting, running, failed = list(wanted), dict[str, subprocess.Popen](), list[str]()
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                name = waiting.pop(0)
-                command = [sys.executable, "-m", "pretrain", *wanted[name], quoted("name", name), *shared]
-                threads = {"OMP_NUM_THREADS": str(max(1, cores // at_once)), "TQDM_POSITION": str(len(running))}
-                # A process group of its own: Ctrl-C reaches it once, through us, and it saves before it ends.
-                running[name] = subprocess.Popen(command, env={**threads, **os.environ}, process_group=0)
-            time.sleep(0.2)
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                if running.pop(name).returncode:
-                    failed.append(name)
-    except KeyboardInterrupt:
-        stop(list(running.values()))
-        raise cli.Interrupted("trainings are saved; the same command goes on from there") from None
-    return failed
-
-
-def stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Ask trainings to save and end, and wait for them; a second Ctrl-C is passed on too."""
-    for _ in range(2):
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-        try:
-            for process in processes:
-                process.wait()
-            return
-        except KeyboardInterrupt:
-            continue
-    for process in processes:
-        process.wait()
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def adapt(config: DictConfig) -> list[str]:
+    """Let the planned runs go on on other images; returns the names of those that failed, nothing without a plan."""
+    runs, targets = Path(config.runs), list(config.everything.adapt_to)
+    if not (runs / PLAN).exists() or not targets:
+        return []
+    finished = finished_runs(runs)
+    names = [str(runs / name) for name in json.loads((runs / PLAN).read_text()) if name in finished]
+    config.adaptation.epochs = config.everything.adapt_epochs
+    return adaptation.train(config, adaptation.pairings(names, targets, config.runs)) if names else []
 
 
 def run(config: DictConfig) -> None:
@@ -113,14 +70,14 @@ def run(config: DictConfig) -> None:
             raise ValueError("torchrun shares out an evaluation, not these trainings: run the command once without it")
         if wanted:
             print(f"no finished run in {runs}: training {', '.join(wanted)}" if not config.quiet else "", flush=True)
-            at_once = settings.at_once or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
-            failed = pretrain(config, wanted, at_once)
+            failed = trainings.pretrain(config, wanted, trainings.side_by_side(settings.at_once))
+        failed += adapt(config)
         if not failed:
             (runs / PLAN).unlink(missing_ok=True)
         config.checkpoints = [str(path) for path in finished_runs(runs).values()]
         if not config.checkpoints:
             raise ValueError(f"no run could be trained ({', '.join(failed)}); see above")
-    evaluation.run(config)
+    evaluation.run(config, adaptation.curves(config.checkpoints, config.adaptation, config.runs))
     if failed:
         print(f"not trained: {', '.join(failed)}; the same command tries again", file=sys.stderr)
         sys.exit(1)

@@ -249,6 +249,9 @@ def read_own_run(reference: Reference) -> Checkpoint:
     record |= {"backbone": architecture(backbone), "label": info["label"], "parent": parent}
     record |= {key: info[key] for key in ("images_seen", "epoch", "seed")}
     notes = [] if info["finished"] or parent else [f"training had not finished (step {info['step']})"]
+    record |= {"data": info["data"]["name"]} | lineage(info, parent)
+    if shared := info["data"].get("overlap"):
+        notes.append(f"{shared} of the images trained on are in the test split of {info['data']['name']} too")
     bins = info["config"].get("objective", {}).get("loss", {}).get("bins")
     head = load_head(reference.path, branch=reference.branch) if is_binary or bins else None
     segments = Segments(head, bins, info["config"]["objective"]["loss"]["temperature"]) if head and bins else None
@@ -274,6 +277,16 @@ def short_name(reference: Reference) -> str:
     place = reference.path.resolve()
     name = f"{place.parent.name}/{place.name}" if place.parent.name else place.name
     return name + (added if added != reference.text else "")
+
+
+def lineage(info: dict[str, Any], parent: str | None) -> dict[str, Any]:
+    """What a record says of a run that began with another's weights: whose, and the data that these were trained on."""
+    began = info.get("parent")
+    if not began:
+        return {}
+    label = f"adapted from {began['name']} by {info['epoch']:g} epochs of {info['data']['name']}"
+    about = {"label": "; ".join(filter(None, (info["label"], label))), "parent": parent or began["name"]}
+    return about | {"adapted_from": began["weights"], "source": began["data"]}
 
 
 def read_untrained(reference: Reference) -> Checkpoint:

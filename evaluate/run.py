@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hydra
@@ -176,13 +177,13 @@ def finish(done: Evaluator, output: str, lost: Sequence[str] = ()) -> None:
         sys.exit(1)
 
 
-def run(config: DictConfig) -> None:
-    """Evaluate what a configuration names, and rewrite the leaderboard."""
-    if done := measure(config):
+def run(config: DictConfig, more: fanout.Entries = MappingProxyType({})) -> None:
+    """Evaluate what a configuration names, and `more` by checkpoint besides; rewrite the leaderboard."""
+    if done := measure(config, more):
         finish(done[0], config.output, done[1])
 
 
-def measure(config: DictConfig) -> tuple[Evaluator, list[str]] | None:
+def measure(config: DictConfig, more: fanout.Entries = MappingProxyType({})) -> tuple[Evaluator, list[str]] | None:
     """Evaluate what a configuration names: what became of it, and a line for each item that no worker finished.
 
     None in a process that torchrun started beside the main one.
@@ -191,6 +192,7 @@ def measure(config: DictConfig) -> tuple[Evaluator, list[str]] | None:
         raise ValueError(f"checkpoints=[] names nothing to evaluate; {importer.ACCEPTED}")
     suite = None if config.suite is None else as_entries(config.suite)
     entries = plan_entries(map(str, config.checkpoints), suite, config.runs, config.baselines)
+    entries |= {name: list(own) for name, own in more.items() if name not in entries}
     plan = as_items(entries)
     processes = Processes.from_environment()
     evaluator = make_evaluator(config, processes)

@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pretrain.backbones import preprocess
 from pretrain.checkpoint import (
     CheckpointError,
     load_backbone,
     load_head,
     load_weights,
+    network_digest,
     read_run,
     resume_run,
     save_resume,
     save_run,
 )
 from pretrain.distributed import gathered, split_like
+from pretrain.objectives.base import Objective
 
 if TYPE_CHECKING:
     from pretrain.prepare import Run
@@ -35,11 +38,11 @@ HARMLESS |= {
     f"trainer.{key}"
     for key in (
         "workers", "save_every", "save_minutes", "keep_every", "keep_last", "log_every", "loggers", "curves", "devices",
-        "num_nodes", "strategy", "stop_after_epoch",
+        "num_nodes", "strategy", "stop_after_epoch", "check_overlap",
     )
 }  # fmt: skip
 #: keys that older runs lack, with the value that they were trained by
-ADDED = {"trainer.accumulate": 1}
+ADDED = {"trainer.accumulate": 1, "init.head": "keep", "init.lr_factor": 1}
 
 
 def save(run: Run, finished: bool = False) -> None:
@@ -140,6 +143,7 @@ def restore(run: Run) -> bool:
     if state["scaler"]:
         scaler = {k: int(v) if k == "_growth_tracker" else v for k, v in state["scaler"].items()}
         run.fabric.strategy.precision.load_state_dict(scaler)
+    run.info |= {key: state[key] for key in ("data", "parent") if key in state}  # noted when the run began
     run.step, run.skipped, run.seconds, run.sums = (
         state["step"], state["skipped_images"], state["seconds"], state["sums"]
     )  # fmt: skip
@@ -149,15 +153,45 @@ def restore(run: Run) -> bool:
 def start_from(run: Run, path: Path) -> None:
     """Begin with the backbones and heads of another run (or of one of its kept epochs), of student and teacher.
 
-    A run without a teacher gives its one network to both. Raises CheckpointError when the weights do not fit.
+    A run without a teacher gives its one network to both; with init.head=fresh the heads stay as they were drawn. What
+    the loss keeps beside them is taken over. The other run is noted as `parent` and only read. Raises CheckpointError
+    when the weights do not fit, and ValueError where the run would be written over the one it begins with.
     """
-    has_student = "student.safetensors" in read_run(path)["sha256"]
+    if path.resolve().is_relative_to(run.directory.resolve()):
+        raise ValueError(f"{run.directory} would be written over {path}, which it begins with; choose another name=...")
+    info, keeps_head = read_run(path), run.info["config"]["init"]["head"] != "fresh"
+    has_student = "student.safetensors" in info["sha256"]
     networks = {"teacher": run.teacher, "student": run.network}
     for branch, network in networks.items():
         if network is not None:
             source = branch if has_student else "teacher"
             load_weights(network.backbone, load_backbone(path, branch=source).state_dict(), path)
-            load_weights(network.head, load_head(path, branch=source).state_dict(), path)
+            if keeps_head:
+                load_weights(network.head, load_head(path, branch=source).state_dict(), path)
+    run.info["parent"] = describe(info, network_digest(load_backbone(path)))
+    takes_over = type(run.objective).take_over is not Objective.take_over
+    if takes_over and keeps_head and run.teacher is not None and not run.reset.at_start:
+        run.objective.take_over(teacher_rows(run))
+
+
+def describe(info: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """What a run says of the one that it began with: whose weights, trained on what and how long, and its own parent.
+
+    weights: identity of the teacher's backbone, by which records know it.
+    """
+    own = {key: info.get(key) for key in ("name", "objective", "epoch", "images_seen", "seed")}
+    return {**own, "weights": weights, "data": info["data"]["name"], "parent": info.get("parent")}
+
+
+@torch.no_grad()
+def teacher_rows(run: Run) -> Tensor:
+    """Head outputs (n, B) of the teacher, in evaluation mode, for the centre views that health is measured on."""
+    assert run.teacher is not None
+    backbone, head = run.teacher.backbone.eval(), run.teacher.head.eval()
+    images = preprocess(run.probe.to(run.fabric.device), backbone.mean, backbone.std)
+    rows = torch.cat([head(backbone(part)) for part in images.split(64)])
+    run.teacher.train()
+    return rows
 
 
 def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 import torch
+from hydra.errors import InstantiationException
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -21,6 +24,8 @@ from pretrain import cli, diagnostics
 from pretrain.backbones import preprocess
 from pretrain.checkpoint import CheckpointError, resume_run
 from pretrain.curves import write_curves
+from pretrain.datasets import ImageData
+from pretrain.datasets.overlap import overlap
 from pretrain.distributed import mean_over_processes
 from pretrain.log import Log, Progress
 from pretrain.objectives.base import Output
@@ -183,6 +188,26 @@ def objective_remarks(run: Run) -> list[str]:
     return [] if run.step else run.objective.remarks(run.batches.batch_size)
 
 
+def note_overlap(run: Run, cfg: DictConfig) -> None:
+    """Warn of training images that are in the test split of the same data too, and keep their number."""
+    held_out = cfg.data.splits.get("test")
+    if not cfg.trainer.check_overlap or held_out is None:
+        return
+    try:
+        test: ImageData = hydra.utils.instantiate(held_out)
+    except InstantiationException:
+        return  # no test split here, so nothing is measured on it either
+    images: ImageData = run.loader.dataset.images  # type: ignore[attr-defined]
+    found = overlap(images, test)
+    run.info["data"]["overlap"] = len(found)
+    if found and run.fabric.is_global_zero:
+        print(
+            f"warning: {len(found)} of the {len(images)} images of {test.name} to train on are in its test split too, "
+            f"by content (first {images.paths[found[0]]}): scores on it will flatter this run",
+            file=sys.stderr,
+        )
+
+
 def saved_config(directory: Path, *, quiet: bool) -> DictConfig:
     """The configuration of a run that was begun, pointing at where it lies now; raises CheckpointError without one."""
     found = resume_run(directory)
@@ -204,10 +229,14 @@ def train(cfg: DictConfig) -> Path:
     directory = Path(cfg.runs) / cfg.name
     run = prepare(cfg, directory)
     resumed = not cfg.overwrite and restore(run)
-    if not resumed and run.info["config"]["init"]["checkpoint"]:
-        start_from(run, Path(run.info["config"]["init"]["checkpoint"]))
+    if not resumed:
+        if run.info["config"]["init"]["checkpoint"]:
+            start_from(run, Path(run.info["config"]["init"]["checkpoint"]))
+        note_overlap(run, cfg)
     with Log(run, fresh=not resumed) as log:
         last = (cfg.trainer.stop_after_epoch or cfg.trainer.epochs) * run.steps_per_epoch
+        if last == 0:
+            save(run, finished=True)  # what it begins with, as a run of its own
         if run.step >= last:
             run.fabric.print(f"{directory} is finished ({run.step} steps); nothing to do")
             return directory

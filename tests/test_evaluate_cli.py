@@ -167,7 +167,11 @@ def test_on_a_fresh_machine_one_command_trains_evaluates_and_then_rests(tmp_path
     options = [NETWORK, *VIEWS, "trainer={epochs: 1, batch_size: 12, workers: 0}", "optim.warmup_epochs=0"]
     listed = ", ".join('"' + option.replace('"', '\\"') + '"' for option in [*options, "objective.head.hidden=16"])
     command = [sys.executable, "-m", "evaluate.everything", f"data_root={images}", "everything.data=folder"]
-    command += ["everything.objectives=[bits_fixed,simdino]", f"everything.options=[{listed}]"]
+    command += [
+        "everything.objectives=[bits_fixed,simdino]",
+        f"everything.options=[{listed}]",
+        "everything.adapt_to=[]",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     first = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert first.returncode == 0, first.stderr

@@ -146,7 +146,7 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
 
 def test_trainings_are_not_started_once_for_every_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    settings = {"objectives": ["dino"], "data": "shapeworld", "options": [], "at_once": None}
+    settings = {"objectives": ["dino"], "data": "shapeworld", "options": [], "at_once": None, "adapt_to": []}
     config = DictConfig({"runs": str(tmp_path), "checkpoints": [], "quiet": True, "everything": settings})
     with pytest.raises(ValueError, match="run the command once without it"):
         everything.run(config)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from evaluate.leaderboard import (
     ablations,
+    adaptation,
+    adaptation_text,
     curves,
     export,
     figures,
@@ -47,6 +49,7 @@ def rebuild(
     for ending, content in files.items():
         write_whole(Path(output) / f"leaderboard.{ending}", content.encode())
     write_paper(table, drawn, Path(output) / "paper")
+    adaptation_text.write(stored, table, Path(output) / "adaptation")
     return text.render(headline)
 
 
@@ -55,7 +58,7 @@ def write_paper(table: Table, drawn: Sequence[Figure], folder: Path) -> None:
     if not (published.FOLDER / "bits.yaml").is_file():
         return
     setting, tables = paper.fill(table)
-    tables += [*paper.elsewhere(table), *ablations.tables(table)]
+    tables += [*paper.elsewhere(table), *ablations.tables(table), *adaptation.layout(table)]
     images = figures.write(drawn, folder / "figures")
     document = paper_text.markdown(setting, tables, [(title, f"figures/{name}.svg") for title, name in images])
     others = paper_text.others_markdown(*published.read_others())

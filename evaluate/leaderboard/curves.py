@@ -115,7 +115,7 @@ def _by_epoch(table: Table, spec: Mapping[str, Any]) -> Iterator[tuple[str, Curv
     for row in table.rows:
         epoch, name = row.checkpoint.get("epoch"), row.checkpoint["name"]
         run, _, kept = name.partition("/epochs/")
-        if row.checkpoint.get("parent") and not kept:
+        if not kept and "@" in name and row.checkpoint.get("parent"):
             continue  # another branch of a run, not another epoch
         for record in records_of(row):
             if record.task in spec["tasks"] and spec["epochs"] in record.scores and isinstance(epoch, int | float):

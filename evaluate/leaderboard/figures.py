@@ -12,23 +12,24 @@ from evaluate.records import slug, write_whole
 
 LINES = 8
 STYLE = {"svg.hashsalt": "figures", "svg.fonttype": "none", "text.parse_math": False, "font.size": 9}
-FORMATS = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # equal records give equal files
+FORMATS: dict[str, dict] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
+PAPER = ("svg", "pdf")  # equal records give equal files, whatever the format
 
 
-def write(drawn: Sequence[Figure], folder: Path) -> list[tuple[str, str]]:
+def write(drawn: Sequence[Figure], folder: Path, endings: Sequence[str] = PAPER) -> list[tuple[str, str]]:
     """Draw every figure below `folder`, remove earlier ones; returns title and file name without ending of each."""
     files = [(f"{figure.title}, {figure.dataset}", slug(f"{figure.key}-{figure.dataset}")) for figure in drawn]
     for figure, (_, name) in zip(drawn, files, strict=True):
-        for ending, content in _draw(figure).items():
+        for ending, content in _draw(figure, endings).items():
             write_whole(folder / f"{name}.{ending}", content)
-    known = {f"{name}.{ending}" for _, name in files for ending in FORMATS}
-    for old in (path for ending in FORMATS for path in folder.glob(f"*.{ending}")):
+    known = {f"{name}.{ending}" for _, name in files for ending in endings}
+    for old in (path for ending in endings for path in folder.glob(f"*.{ending}")):
         if old.name not in known:
             old.unlink()
     return files
 
 
-def _draw(figure: Figure) -> dict[str, bytes]:
+def _draw(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
@@ -42,9 +43,9 @@ def _draw(figure: Figure) -> dict[str, bytes]:
         axes.grid(alpha=0.3)
         axes.legend(lines, [escape.terminal(curve.name)[:40] for curve in figure.curves[:LINES]], fontsize=7)
         drawn = {}
-        for ending, metadata in FORMATS.items():
+        for ending in endings:
             sink = io.BytesIO()
-            canvas.savefig(sink, format=ending, metadata=metadata)
+            canvas.savefig(sink, format=ending, metadata=FORMATS[ending])
             drawn[ending] = sink.getvalue()
     return drawn
 

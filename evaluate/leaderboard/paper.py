@@ -102,7 +102,9 @@ def _measured(plan: Plan, cells: Sequence[tuple[Run, Place]]) -> list[PaperLine]
             lines[key].setdefault(i, rows)
     made = []
     for found in lines.values():
-        entries = [as_entry(found.get(i, []), column) for i, column in enumerate(columns)]
+        places = [place for _, place in cells]
+        shown = [plan.rows_at(found.get(i, []), place) for i, place in enumerate(places)]
+        entries = [as_entry(rows, column) for rows, column in zip(shown, columns, strict=True)]
         if any(entry != GAP for entry in entries):
             made.append(PaperLine("", source(next(iter(found.values())), several), entries))
     return made
@@ -140,7 +142,8 @@ def _gaps(plan: Plan, layout: PublishedTable, method: str, cells: Sequence[tuple
     missing: dict[Run, list[int]] = defaultdict(list)
     for i, (run, place) in enumerate(cells):
         column = plan.column(place)
-        if column is None or not any(column in row.cells for rows in plan.like_the_paper(run) for row in rows):
+        rows = [row for rows in plan.like_the_paper(run) for row in plan.rows_at(rows, place)]
+        if column is None or not any(column in row.cells for row in rows):
             missing[run].append(i)
     if (
         layout.key in plan.spec["by_setting"]
@@ -173,6 +176,8 @@ def _remedy(plan: Plan, run: Run, places: Sequence[Place]) -> tuple[list[str], l
     recipes = plan.like_the_paper(run)
     name = recipes[0][0].checkpoint["name"] if recipes else run.name(plan.data)
     commands = [] if recipes else [_pretrain_command(plan, run)]
+    if any(place.adapted for place in places):
+        return [*commands, _adaptation_command(name, [dataset for _, dataset in ready])], waits
     return [*commands, _evaluate_command(plan, name, ready)], waits
 
 
@@ -185,6 +190,11 @@ def _pretrain_command(plan: Plan, run: Run) -> str:
     options = " ".join([*plan.spec["setting"], *run.options])
     name = f" RUN={run.name(plan.data)}" if run.options else ""
     return f'make pretrain OBJECTIVE={run.objective} DATA={plan.data}{name} ARGS="{options}"'
+
+
+def _adaptation_command(name: str, targets: Sequence[str]) -> str:
+    shown = name if re.fullmatch(r"[\w.@/-]+", name) else "NAME"  # this is pasted into a shell
+    return f'make adaptation CHECKPOINTS=runs/{shown} TARGETS="{" ".join(dict.fromkeys(targets))}"'
 
 
 def _evaluate_command(plan: Plan, name: str, pairs: Sequence[tuple[str, str]]) -> str:
@@ -206,7 +216,7 @@ def elsewhere(table: Table, folder: Path = FOLDER) -> list[PaperTable]:
     spec = plan.spec["elsewhere"]
     layout = next(each for each in read_tables(folder)[1] if each.key == spec["table"])
     places = [Place(*place) for place in plan.spec["by_method"][spec["table"]][0]]
-    known = {dataset for groups in plan.spec["by_method"].values() for group in groups for _, dataset, _ in group}
+    known = {place[1] for groups in plan.spec["by_method"].values() for group in groups for place in group}
     datasets = sorted({place.dataset for place in plan.columns if place.task == places[0].task} - known)
     return [made for dataset in datasets if (made := _elsewhere(plan, layout, places, dataset))]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from evaluate.leaderboard.table import Column, Row, Table
 
 @dataclass(frozen=True)
 class Place:
-    """Where a number is found: task, dataset and metric of a record."""
+    """Where a number is found: task, dataset and metric of a record; `adapted` ("adapted" or ""): of a run that was
+    adapted to the dataset, not of the one that it began with."""
 
     task: str
     dataset: str
     metric: str
+    adapted: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Plan:
     found: dict[Run, list[list[Row]]]
     objectives: list[str]
     sweeps: list[Sweep]
+    adapted: dict[tuple[str, str], list[Row]]
 
     @property
     def data(self) -> str:
@@ -97,7 +101,14 @@ class Plan:
 
     def column(self, place: Place) -> Column | None:
         """The one protocol of a place that most checkpoints were measured by."""
-        return self.columns.get(place)
+        return self.columns.get(replace(place, adapted=""))
+
+    def rows_at(self, rows: Iterable[Row], place: Place) -> list[Row]:
+        """The rows that a place speaks of, among checkpoints: themselves, or what was adapted from them."""
+        if not place.adapted:
+            return list(rows)
+        keys = [(str(row.checkpoint["weights_digest"]), place.dataset) for row in rows]
+        return [row for key in keys for row in self.adapted.get(key, [])]
 
 
 def read_plan(table: Table) -> Plan:
@@ -115,7 +126,17 @@ def read_plan(table: Table) -> Plan:
     columns: dict[Place, Column] = {}
     for column in sorted(table.columns, key=lambda column: used[column]):  # the most used one stays
         columns[Place(column.task, column.dataset, column.metric)] = column
-    return Plan(spec, columns, found, sorted({run.objective for run in found}), sweeps)
+    return Plan(spec, columns, found, sorted({run.objective for run in found}), sweeps, by_origin(table.rows))
+
+
+def by_origin(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Adapted runs, without their kept epochs, by the weights that they began with and the data they went on with."""
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        about = row.checkpoint
+        if about.get("adapted_from") and not re.search(r"/epochs/|@", about["name"]):
+            found[str(about["adapted_from"]), str(about["data"])].append(row)
+    return dict(found)
 
 
 def has_backbone(checkpoint: dict, backbone: str) -> bool:

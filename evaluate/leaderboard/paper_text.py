@@ -19,14 +19,15 @@ READING = (
 def markdown(setting: str, tables: Sequence[PaperTable], figures: Sequence[tuple[str, str]] = ()) -> str:
     """All tables as one document; `figures` are titles and files beside it."""
     parts = ["# The tables of the BITS paper\n", f"{GENERATED} {READING}\n\nThe paper: {escape.markdown(setting)}.\n"]
-    parts += [_markdown_table(table) for table in tables]
+    parts += [table_markdown(table) for table in tables]
     parts += [
         f"## {escape.markdown(title)} (measured)\n\n![{escape.markdown(title)}]({file})\n" for title, file in figures
     ]
     return "\n".join(parts)
 
 
-def _markdown_table(table: PaperTable) -> str:
+def table_markdown(table: PaperTable) -> str:
+    """One table with what fills its gaps."""
     layout = table.layout
     head = ["Method", "Source", *layout.labels]
     lines = ["| " + " | ".join(map(escape.markdown, head)) + " |", "|:--|:--" + "|--:" * len(layout.columns) + "|"]

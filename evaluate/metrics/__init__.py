@@ -9,6 +9,7 @@ landmark    revisited Oxford / Paris: trapezoid AP and mP@k
 geometry    spectrum and effective dimensions of embeddings
 codes       entropies and correlations of bits
 binarise    codes of real-valued features: sign, ITQ, random projection
+domain      distance of two clouds of features (Frechet, MMD)
 statistics  bootstrap intervals and paired tests (numpy and scipy only)
 video       DAVIS region similarity J and contour accuracy F
 coco        COCO average precision

@@ -65,6 +65,8 @@ class Subject:
     """What a task scores: a frozen backbone, the head of its binary channel if it has one, and a dataset.
 
     segments: the head of an objective of softly discretised variables (`evaluate.importer.Segments`), if it has one.
+    source: name of the data that the backbone was trained on, for an adapted run before it was adapted ("": unknown).
+    open_data: name -> another dataset, for tasks that set two side by side.
     """
 
     backbone: Any
@@ -73,6 +75,8 @@ class Subject:
     store: Store
     seed: int = 0
     segments: Any = None
+    source: str = ""
+    open_data: Callable[[str], Data] | None = None
 
     @property
     def device(self) -> torch.device:

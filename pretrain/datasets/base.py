@@ -79,6 +79,14 @@ class ImageData:
         path = self.paths[index]
         return decode(self.source.read(path), f"{self.source.root}/{path}")
 
+    def length(self, index: int) -> int:
+        """Bytes of image `index` as they are stored."""
+        return self.source.size(self.paths[index])
+
+    def content(self, index: int) -> bytes:
+        """Image `index` as it is stored; raises ImageError when it is missing."""
+        return self.source.read(self.paths[index])
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of all names, file sizes and labels, in order: equal sets have equal digests wherever they lie."""

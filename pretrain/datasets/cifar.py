@@ -41,6 +41,14 @@ class CIFAR10Binary(ImageData):
         planes = self.records[index, 1:].reshape(3, SIDE, SIDE)
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
+    def length(self, index: int) -> int:
+        """Bytes of an image, the same for all."""
+        return RECORD - 1
+
+    def content(self, index: int) -> bytes:
+        """The planes of image `index`."""
+        return self.records[index, 1:].tobytes()
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of the records, in order."""

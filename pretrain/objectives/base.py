@@ -50,6 +50,9 @@ class Objective(nn.Module):
         """Loss of one step."""
         raise NotImplementedError
 
+    def take_over(self, rows: Tensor) -> None:
+        """Set what a run does not keep but the loss needs, where a trained head goes on; rows (n, B) of the teacher."""
+
     def start_epoch(self, epoch: int) -> None:
         """Set what depends on the epoch."""
 

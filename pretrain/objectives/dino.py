@@ -70,6 +70,10 @@ class DINO(Objective):
         self.means: list[Tensor] = []  # of the teacher's rows, one a part of the step
         self.register_buffer("center", torch.zeros(1, int(head["prototypes"])))
 
+    def take_over(self, rows: Tensor) -> None:
+        """Begin with the centre of the teacher's rows: without it, a trained teacher names one prototype for all."""
+        self.center.copy_(rows.mean(0, keepdim=True))
+
     def start_epoch(self, epoch: int) -> None:
         """Set the teacher temperature of this epoch."""
         self.teacher_temp = float(linear_then_constant(*self.ramp, epochs=epoch + 1)[epoch])
