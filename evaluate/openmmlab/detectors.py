@@ -34,13 +34,14 @@ def build_detector(
     channels: int = 256,
     hidden: int = 1024,
     anchor: int = 8,
+    regions: int = 512,
     checkpointing: bool = False,
 ) -> nn.Module:
     """A detector with drawn heads; seed torch before.
 
     head: mask_rcnn or cascade (boxes and masks), or retinanet (boxes); strides: of the pyramid, in pixels; channels:
     its width; hidden: width of the layers that classify a region; anchor: side of an anchor in strides (in
-    RetinaNet half of it, in three octaves).
+    RetinaNet half of it, in three octaves); regions: of an image that the second stage is trained on.
     """
     stride = base_stride(network.patch_size)
     backbone = {"type": "SuiteBackbone", "network": network, "blocks": 1, "frozen": frozen, "stride": stride}
@@ -56,7 +57,7 @@ def build_detector(
     if head == "retinanet":
         config |= _retina(classes, strides, channels, anchor)
     else:
-        config |= _two_stages(classes, strides, channels, hidden, anchor, head == "cascade")
+        config |= _two_stages(classes, strides, channels, hidden, anchor, regions, head == "cascade")
     config["train_cfg"], config["test_cfg"] = ConfigDict(config["train_cfg"]), ConfigDict(config["test_cfg"])
     with building("mmdet"):
         model = MODELS.build(config)
@@ -123,7 +124,7 @@ def _retina(classes: int, strides: Sequence[int], channels: int, anchor: int) ->
 
 
 def _two_stages(
-    classes: int, strides: Sequence[int], channels: int, hidden: int, anchor: int, cascade: bool
+    classes: int, strides: Sequence[int], channels: int, hidden: int, anchor: int, regions: int, cascade: bool
 ) -> dict[str, Any]:
     """Mask R-CNN, arXiv 1703.06870, or its cascade, arXiv 1906.09756, as mmdet sets them."""
     cross: dict[str, Any] = {"type": "CrossEntropyLoss", "loss_weight": 1.0}
@@ -151,7 +152,7 @@ def _two_stages(
         "bbox_roi_extractor": _extractor(7, channels, strides), "mask_roi_extractor": _extractor(14, channels, strides),
         "mask_head": mask,
     }  # fmt: skip
-    sampler: dict[str, Any] = {"type": "RandomSampler", "neg_pos_ub": -1, "num": 512, "pos_fraction": 0.25}
+    sampler: dict[str, Any] = {"type": "RandomSampler", "neg_pos_ub": -1, "num": regions, "pos_fraction": 0.25}
     stage: dict[str, Any] = {
         "sampler": sampler | {"add_gt_as_proposals": True},
         "mask_size": 28,
