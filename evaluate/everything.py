@@ -1,5 +1,5 @@
 """`python -m evaluate.everything`: evaluate every finished run; with none there, pre-train a few on ShapeWorld first,
-and adapt each of them to its two shifted domains.
+and, where asked (`everything.adapt_to`), let each go on on other images.
 
 This is `make eval-all`: on a fresh machine one command trains, evaluates and ranks; given again, it computes nothing.
 """

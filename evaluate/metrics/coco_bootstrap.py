@@ -18,6 +18,7 @@ from evaluate.metrics.statistics import expanded_percentiles
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 RESAMPLES = 1000
+CLASS_RESAMPLES = 300  # each class is ranked again in every one
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Matches:
             values[:, i] = Matches(self.ids[i : i + 1], np.zeros(len(own), np.int64), *parts).precision()
         return values
 
-    def resampled(self, seed: int = 0) -> np.ndarray:
-        """AP at each IoU over images drawn with replacement, (RESAMPLES, 10)."""
+    def resampled(self, seed: int = 0, count: int = RESAMPLES) -> np.ndarray:
+        """AP at each IoU over images drawn with replacement, (count, 10)."""
         rng, n = np.random.default_rng(seed), len(self.ids)
-        draws = (np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64) for _ in range(RESAMPLES))
+        draws = (np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64) for _ in range(count))
         return np.array([self.precision(weights) for weights in draws])
 
 
@@ -134,7 +135,7 @@ def class_intervals(
         own = truth | {"annotations": [a for a in truth["annotations"] if a["category_id"] == category]}
         matches = agnostic_matches(own, [d for d in found if d["category_id"] == category], iou_type=iou_type)
         wholes.append(matches.precision())
-        draws.append(matches.resampled())
+        draws.append(matches.resampled(count=CLASS_RESAMPLES))
     if not wholes:
         return np.full(3, np.nan), [(None, None)] * 3
     with warnings.catch_warnings():

@@ -21,7 +21,6 @@ HEADS = ("mask_rcnn", "cascade", "retinanet")
 RATIOS = [0.5, 1.0, 2.0]
 CASCADE = (0.5, 0.6, 0.7)  # IoU with an object above which a proposal of each stage is positive
 STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
-PROPOSALS, DETECTIONS = 1000, 100  # an image
 
 
 def build_detector(
@@ -34,13 +33,17 @@ def build_detector(
     channels: int = 256,
     hidden: int = 1024,
     anchor: int = 8,
+    regions: int = 512,
+    proposals: int = 1000,
+    detections: int = 100,
     checkpointing: bool = False,
 ) -> nn.Module:
     """A detector with drawn heads; seed torch before.
 
     head: mask_rcnn or cascade (boxes and masks), or retinanet (boxes); strides: of the pyramid, in pixels; channels:
     its width; hidden: width of the layers that classify a region; anchor: side of an anchor in strides (in
-    RetinaNet half of it, in three octaves).
+    RetinaNet half of it, in three octaves); regions: of an image that the second stage is trained on;
+    proposals, detections: kept of an image, at most.
     """
     stride = base_stride(network.patch_size)
     backbone = {"type": "SuiteBackbone", "network": network, "blocks": 1, "frozen": frozen, "stride": stride}
@@ -56,7 +59,8 @@ def build_detector(
     if head == "retinanet":
         config |= _retina(classes, strides, channels, anchor)
     else:
-        config |= _two_stages(classes, strides, channels, hidden, anchor, head == "cascade")
+        config |= _two_stages(classes, strides, channels, hidden, anchor, regions, head == "cascade")
+    few(config, proposals, detections)
     config["train_cfg"], config["test_cfg"] = ConfigDict(config["train_cfg"]), ConfigDict(config["test_cfg"])
     with building("mmdet"):
         model = MODELS.build(config)
@@ -91,6 +95,17 @@ def detect(
     return results
 
 
+def few(config: dict[str, Any], proposals: int, detections: int) -> None:
+    """Put in how much is kept of an image: twice as many boxes before suppression in training, as mmdet has it."""
+    train, test = config["train_cfg"], config["test_cfg"]
+    if "rpn" in test:
+        train["rpn_proposal"] |= {"max_per_img": proposals, "nms_pre": 2 * proposals}
+        test["rpn"] |= {"max_per_img": proposals, "nms_pre": proposals}
+        test["rcnn"]["max_per_img"] = detections
+    else:
+        test |= {"max_per_img": detections, "nms_pre": proposals}
+
+
 def _coder(stds: Sequence[float]) -> dict[str, Any]:
     return {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": list(stds)}
 
@@ -113,17 +128,16 @@ def _retina(classes: int, strides: Sequence[int], channels: int, anchor: int) ->
     }  # fmt: skip
     train: dict[str, Any] = {"assigner": _assigner(0.5, 0.4, 0, True), "sampler": {"type": "PseudoSampler"}}
     test: dict[str, Any] = {
-        "nms_pre": PROPOSALS,
         "min_bbox_size": 0,
         "score_thr": 0.05,
         "nms": {"type": "nms", "iou_threshold": 0.5},
     }
     train |= {"allowed_border": -1, "pos_weight": -1, "debug": False}
-    return {"type": "RetinaNet", "bbox_head": head, "train_cfg": train, "test_cfg": test | {"max_per_img": DETECTIONS}}
+    return {"type": "RetinaNet", "bbox_head": head, "train_cfg": train, "test_cfg": test}
 
 
 def _two_stages(
-    classes: int, strides: Sequence[int], channels: int, hidden: int, anchor: int, cascade: bool
+    classes: int, strides: Sequence[int], channels: int, hidden: int, anchor: int, regions: int, cascade: bool
 ) -> dict[str, Any]:
     """Mask R-CNN, arXiv 1703.06870, or its cascade, arXiv 1906.09756, as mmdet sets them."""
     cross: dict[str, Any] = {"type": "CrossEntropyLoss", "loss_weight": 1.0}
@@ -151,7 +165,7 @@ def _two_stages(
         "bbox_roi_extractor": _extractor(7, channels, strides), "mask_roi_extractor": _extractor(14, channels, strides),
         "mask_head": mask,
     }  # fmt: skip
-    sampler: dict[str, Any] = {"type": "RandomSampler", "neg_pos_ub": -1, "num": 512, "pos_fraction": 0.25}
+    sampler: dict[str, Any] = {"type": "RandomSampler", "neg_pos_ub": -1, "num": regions, "pos_fraction": 0.25}
     stage: dict[str, Any] = {
         "sampler": sampler | {"add_gt_as_proposals": True},
         "mask_size": 28,
@@ -171,13 +185,13 @@ def _two_stages(
         rcnn = stage | {"assigner": _assigner(0.5, 0.5, 0.5, True)}
     few = sampler | {"num": 256, "pos_fraction": 0.5, "add_gt_as_proposals": False}
     first: dict[str, Any] = {"assigner": _assigner(0.7, 0.3, 0.3, True), "sampler": few}
-    kept: dict[str, Any] = {"max_per_img": PROPOSALS, "nms": {"type": "nms", "iou_threshold": 0.7}, "min_bbox_size": 0}
+    kept: dict[str, Any] = {"nms": {"type": "nms", "iou_threshold": 0.7}, "min_bbox_size": 0}
     train = {
         "rpn": first | {"allowed_border": -1, "pos_weight": -1, "debug": False},
-        "rpn_proposal": kept | {"nms_pre": 2 * PROPOSALS}, "rcnn": rcnn,
+        "rpn_proposal": dict(kept), "rcnn": rcnn,
     }  # fmt: skip
-    final: dict[str, Any] = {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": DETECTIONS}
-    test = {"rpn": kept | {"nms_pre": PROPOSALS}, "rcnn": final | {"mask_thr_binary": 0.5}}
+    final: dict[str, Any] = {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5}}
+    test = {"rpn": dict(kept), "rcnn": final | {"mask_thr_binary": 0.5}}
     name = "CascadeRCNN" if cascade else "MaskRCNN"
     return {"type": name, "rpn_head": rpn, "roi_head": roi | {"bbox_head": heads}, "train_cfg": train, "test_cfg": test}
 
