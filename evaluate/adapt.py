@@ -42,7 +42,7 @@ def start_of(name: str, runs: str | Path) -> Path:
     """Folder from which `pretrain.adapt` can begin; raises CheckpointError for what is no trainable backbone."""
     try:
         reference = importer.resolve(name, runs)
-        if reference.kind == "run":
+        if (reference.kind, reference.baseline, reference.branch) == ("run", "", "teacher"):
             return reference.path
     except CheckpointError:
         if (Path(runs) / name).exists() or Path(name).is_dir():

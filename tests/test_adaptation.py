@@ -58,12 +58,10 @@ def test_targets_are_measured_by_their_own_suite_or_as_the_paper_does():
     assert tasks("birds525") == ["retrieval", "knn", "linear"]
     assert tasks("fashion_mnist") == [e["task"] for e in evaluation.load_suite("fashion_mnist")]
     more = [{"task": "dense_retrieval", "data": "camvid"}, {"task": "video", "data": "davis2017"}]
-    assert adaptation.entries("camvid", ["knn"], more)[1:] == more[:1]  # of a suite asked for, what is on the target
+    own = [entry["task"] for entry in evaluation.load_suite("camvid")]
+    found = [entry["task"] for entry in adaptation.entries("camvid", ["knn"], more)]
+    assert found == [*own, "dense_retrieval"]  # of a suite asked for, what is on the target
     assert tasks("images") == ["retrieval", "knn", "linear_cached"]
-    for name in ("shapeworld_style", "shapeworld_fine"):
-        assert {(e["task"], e["data"]) for e in adaptation.entries(name, [])} <= {
-            (e["task"], e["data"]) for e in evaluation.load_suite("shapeworld")
-        }
 
 
 def test_only_a_finished_adaptation_of_these_weights_and_length_counts_as_done(tmp_path: Path):
@@ -110,7 +108,7 @@ def test_a_plan_of_trainings_is_followed_by_adaptations_and_nobody_elses_runs_ar
     begun: list[str] = []
     monkeypatch.setattr(adaptation, "train", lambda config, found: begun.extend(p.name for p in found) or [])
     config = OmegaConf.load(CONFIGS / "evaluate.yaml")
-    config.runs = str(tmp_path)
+    config.runs, config.everything.adapt_to = str(tmp_path), ["shapeworld_style", "shapeworld_fine"]
     for name in ("dino-shapeworld", "mine"):
         save_tiny_run(tmp_path, name=name, data={"name": "shapeworld", "fingerprint": "none"})
     assert everything.adapt(config) == begun == []

@@ -20,7 +20,7 @@ import torch
 from frozen import save_tiny_run
 from omegaconf import DictConfig
 from quick_tasks import TASKS as QUICK
-from quick_tasks import Mean, Spread
+from quick_tasks import Spread
 
 from evaluate import evaluator, launchers, records, run, worker
 from evaluate.evaluator import Item
@@ -139,11 +139,11 @@ def test_a_task_that_fails_is_tried_once_and_named_and_the_rest_is_recorded(plac
         log("tried")
         raise ValueError("the weights have diverged")
 
-    monkeypatch.setattr(Mean, "run", fail)
+    monkeypatch.setattr(Spread, "run", fail)
     assert place(jobs=3) == 1
     said = capsys.readouterr()
     assert len(logged()) == 2 and "2 recorded, 2 failed" in said.out
-    assert "failed: mean on folder, run0: the weights have diverged" in said.err
+    assert "failed: spread on folder, run0: the weights have diverged" in said.err
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
