@@ -1,6 +1,6 @@
 """What the pages take from the repository itself while they are built, so that it cannot drift.
 
-<!-- protocols -->, suites, datasets, objectives, sweeps, importer; <!-- file: PATH --> for a file as it is
+<!-- protocols -->, suites, datasets, objectives, sweeps, importer; <!-- file: PATH -->, <!-- readme: TITLE OF A SECTION -->
 """
 
 from __future__ import annotations
@@ -94,6 +94,12 @@ GENERATED = {"protocols": protocols, "suites": suites, "datasets": datasets, "ob
 GENERATED |= {"importer": importer}
 
 
+def readme(title: str) -> str:
+    """A section of README.md with its heading; nothing where there is none. Links into the repository become names."""
+    found = re.search(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"`\1`", found[0]).rstrip() if found else ""
+
+
 def fill(markdown: str) -> str:
     """A page with everything generated in its place; raises ValueError for a mark that is unknown."""
 
@@ -101,8 +107,10 @@ def fill(markdown: str) -> str:
         word = match[1].strip()
         if word.startswith("file: "):
             return (ROOT / word.removeprefix("file: ")).read_text("utf-8").rstrip()
+        if word.startswith("readme: "):
+            return readme(word.removeprefix("readme: "))
         if word not in GENERATED:
-            raise ValueError(f"unknown mark <!-- {word} -->; use {', '.join(GENERATED)} or file: PATH")
+            raise ValueError(f"unknown mark <!-- {word} -->; use {', '.join(GENERATED)}, file: PATH or readme: TITLE")
         return GENERATED[word]()
 
     return re.sub(r"<!--(.*?)-->", part, markdown)
