@@ -1,6 +1,6 @@
 """What the pages take from the repository itself while they are built, so that it cannot drift.
 
-<!-- protocols -->, suites, datasets, objectives, sweeps, importer; <!-- file: PATH -->, <!-- readme: TITLE OF A SECTION -->
+<!-- protocols -->, suites, datasets, objectives, sweeps, importer; <!-- file: PATH -->, <!-- readme: TITLE -->
 """
 
 from __future__ import annotations
