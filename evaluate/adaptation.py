@@ -138,7 +138,7 @@ def curves(checkpoints: Iterable[str], settings: DictConfig, runs: str) -> dict[
     found: dict[str, list[dict[str, Any]]] = {}
     for name in checkpoints:
         reference = importer.resolve(name, runs)
-        about = importer.read_run(reference.path) if reference.kind == "run" else {}
+        about = importer.read_run(reference.path) if (reference.kind, reference.baseline) == ("run", "") else {}
         if about.get("parent") and reference.path.parent.name != "epochs":
             target, source = about["data"]["name"], about["parent"]["data"]
             if target in evaluation.choices("data"):

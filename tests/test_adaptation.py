@@ -45,6 +45,7 @@ def test_a_plan_measures_target_source_and_signals_before_after_and_between(tmp_
     kept = {(t, "shapeworld_style") for t in (*three, "domain_gap")}
     assert [places[str(folder / "epochs" / e)] for e in ("001", "002")] == [kept] * 2
     assert str(folder / "epochs" / "003") not in plan  # the run itself
+    assert not adaptation.curves([f"untrained:{folder}"], SETTINGS, str(tmp_path))  # its twin was never adapted
     assert adaptation.curves([str(folder), str(parent)], SETTINGS, str(tmp_path)).keys() == plan.keys() - {
         "p",
         str(folder),
