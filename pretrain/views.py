@@ -230,11 +230,11 @@ def shift_hue(x: Tensor, turn: Tensor) -> Tensor:
     high, low = x.amax(1), x.amin(1)
     chroma = high - low
     r, g, b = x.unbind(1)
-    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    safe = chroma.clamp_min(1e-12)  # grey: all three differences are 0
     sixth = torch.where(high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    hue = (sixth / 6 + turn.view(-1, 1, 1)) % 1.0 * 6
+    sixth = sixth + 6 * turn.view(-1, 1, 1)
     offsets = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
-    k = (offsets + hue.unsqueeze(1)) % 6
+    k = (offsets + sixth.unsqueeze(1)) % 6
     return high.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
@@ -244,19 +244,19 @@ ORDERS = [(a, b, c, 6 - a - b - c) for a in range(4) for b in range(4) if b != a
 
 def jitter(x: Tensor, p: dict[str, Tensor]) -> Tensor:
     """Colour jitter with every image's own strengths and order of the four changes."""
-    changes = (
-        lambda x, i: blend(x, x.new_zeros(()), p["brightness"][i]),
-        lambda x, i: blend(x, to_gray(x).mean((1, 2, 3), keepdim=True), p["contrast"][i]),
-        lambda x, i: blend(x, to_gray(x), p["saturation"][i]),
-        lambda x, i: shift_hue(x, p["hue"][i]),
-    )
     orders = torch.tensor(ORDERS, device=x.device)[p["order"].long()]  # (n, 4)
-    x = x.clone()
+    factors = torch.stack([p["brightness"], p["contrast"], p["saturation"], torch.ones_like(p["hue"])], 1)
+    factors = torch.where(p["jitter"].unsqueeze(1) > 0, factors, torch.ones_like(factors))
     for step in range(4):
-        for kind, change in enumerate(changes):
-            chosen = ((orders[:, step] == kind) & (p["jitter"] > 0)).nonzero().squeeze(1)
-            if len(chosen):
-                x[chosen] = change(x[chosen], chosen)
+        kind = orders[:, step]
+        is_contrast, is_saturation = ((kind == i).to(x.dtype).view(-1, 1, 1, 1) for i in (1, 2))
+        gray = to_gray(x)
+        # brightness, contrast and saturation are one blend: with black, with the mean grey, with the grey image
+        other = gray * is_saturation + gray.mean((1, 2, 3), keepdim=True) * is_contrast
+        x = blend(x, other, factors.gather(1, kind.unsqueeze(1)).squeeze(1))
+        turned = ((kind == 3) & (p["jitter"] > 0)).nonzero().squeeze(1)
+        if len(turned):
+            x[turned] = shift_hue(x[turned], p["hue"][turned])
     return x
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pretrain.datasets import ImageError, ImageFolder, ImageList, Images, centre_view, decode
+from pretrain.datasets.names import Names
 
 DATA = Path(os.environ.get("BITSBENCH_DATA", Path(__file__).resolve().parents[1] / "data"))
 
@@ -110,11 +111,28 @@ def test_what_is_missing_is_named_with_the_expected_layout(images: Path, tmp_pat
         Images(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no list file"):
         ImageList(tmp_path, "list.txt")
-    listed = ImageList(images, "one.txt") if (images / "one.txt").exists() else None
-    if listed is not None:
-        listed.paths[0] = "gone.png"
-        with pytest.raises(ImageError, match=r"cannot read .*gone\.png"):
-            listed.image(0)
+    (tmp_path / "list.txt").write_text("gone.png 0\n")
+    with pytest.raises(ImageError, match=r"cannot read .*gone\.png"):
+        ImageList(tmp_path, "list.txt").image(0)
+
+
+def test_names_are_a_sequence_of_strings_in_few_bytes(tmp_path: Path) -> None:
+    plain = ["a/b.jpg", "", "ä ö/\udcff.png", "z" * 300]
+    names = Names(iter(plain))
+    assert names == plain and names == Names(names) and list(names) == plain and names[1:] == plain[1:]
+    assert names[-1] == plain[-1] and "ä ö/\udcff.png" in names and names.index("") == 1 and len(names) == 4
+    assert names != plain[:3] and names != [*plain[:3], "y"] and "a/b.jpg" in repr(names)
+    with pytest.raises(IndexError):
+        names[4]
+
+
+def test_classes_are_in_order_of_their_names_and_images_of_their_paths(tmp_path: Path) -> None:
+    for path in ("a/1.png", "a-b/1.png", "a/0/1.png"):  # "-" comes before "/", so paths order classes otherwise
+        (tmp_path / "train" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / path)
+    found = ImageFolder(tmp_path, "train")
+    assert found.paths == ["train/a-b/1.png", "train/a/0/1.png", "train/a/1.png"]
+    assert found.classes == ["a", "a-b"] and found.labels is not None and found.labels.tolist() == [1, 0, 0]
 
 
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:

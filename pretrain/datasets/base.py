@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from pretrain.datasets.names import Names
 from pretrain.datasets.sources import (
     Archive,
     Folder,
@@ -23,7 +25,6 @@ from pretrain.datasets.sources import (
     find_archive,
     locate,
     one_or_more,
-    read_lines,
 )
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
@@ -68,7 +69,7 @@ class ImageData:
             raise FileNotFoundError(f"no image found in {source.root}; known endings: {', '.join(sorted(EXTENSIONS))}")
         if labels is not None:
             check_labels(labels, paths, len(classes), name)
-        self.name, self.source, self.paths = name, source, list(paths)
+        self.name, self.source, self.paths = name, source, Names(paths)
         self.labels, self.classes, self.skip_bad = labels, list(classes), skip_bad
 
     def __len__(self) -> int:
@@ -114,25 +115,30 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def class_tree(source: Source, inside: str, *, allow_empty: bool = False) -> tuple[list[str], list[str], list[str]]:
-    """Images of `inside`/<class>/...: their paths in byte order, the class of each, all classes in byte order.
+def class_tree(source: Source, inside: str, *, allow_empty: bool = False) -> tuple[Names, np.ndarray, list[str]]:
+    """Images of `inside`/<class>/...: their paths in byte order, the class of each (n,) int64, classes in byte order.
 
     Raises FileNotFoundError where there is no image, and ImageError for a class directory without one (`allow_empty`
     admits it).
     """
-    depth = inside.count("/") + 1 if inside else 0
-    paths = [path for path in source.names(inside) if is_image(path) and path.count("/") > depth]
+    folders, counts = source.folders(inside), dict[str, int]()
+
+    def images() -> Iterable[str]:  # one class at a time, so that a large tree is never held as strings
+        for name in sorted(folders, key=lambda name: os.fsencode(f"{name}/")):
+            found = [path for path in source.names(f"{inside}/{name}".lstrip("/")) if is_image(path)]
+            counts[name] = len(found)
+            yield from found
+
+    paths = Names(images())
     place = f"{source.root}/{inside}".rstrip("/")
     if not paths:
         raise FileNotFoundError(f"no image in {place}; expected {f'{inside}/' if inside else ''}<class>/<image>")
-    of = [path.split("/", depth + 1)[depth] for path in paths]
-    names = set(of)
-    empty = [name for name in source.folders(inside) if name not in names]
+    empty = [name for name in folders if not counts[name]]
     if empty and not allow_empty:
         raise ImageError(
             f"class directory {place}/{empty[0]} holds no image; fill it, remove it or set allow_empty=true"
         )
-    return paths, of, sorted(names.union(empty), key=os.fsencode)
+    return paths, np.repeat(indices(list(counts), folders), list(counts.values())), folders
 
 
 def indices(of: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -165,9 +171,9 @@ class ImageFolder(ImageData):
         layout = " or ".join(f"{part}/<class>/<image>" for part in splits)
         source = locate(root, folder, layout, splits, archive)
         inside = next((part for part in splits if source.holds(part)), splits[0])
-        paths, of, classes = class_tree(source, inside, allow_empty=allow_empty)
+        paths, labels, classes = class_tree(source, inside, allow_empty=allow_empty)
         name = name or one_or_more(folder)[0] or source.root.name
-        super().__init__(name, source, paths, indices(of, classes), classes, skip_bad=skip_bad)
+        super().__init__(name, source, paths, labels, classes, skip_bad=skip_bad)
 
 
 class Images(ImageData):
@@ -216,30 +222,37 @@ class ImageList(ImageData):
             raise FileNotFoundError(
                 f"no list file {file}; expected lines `relative/path class` or `relative/path 0 1 ...`"
             )
-        paths, table = listed(read_lines(source, list_file, ""), str(file))
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
+            paths, table = listed(lines, str(file))
         labels = table[:, 0] if table.shape[1] == 1 else table
         count = classes or (int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1])
         name = name or source.root.name
         super().__init__(name, source, paths, labels, [str(i) for i in range(count)], skip_bad=skip_bad)
 
 
-def listed(lines: Sequence[str], file: str) -> tuple[list[str], np.ndarray]:
+def listed(lines: Iterable[str], file: str) -> tuple[Names, np.ndarray]:
     """Paths and their label columns (n, C) int64 of the lines of a list; raises ImageError naming the odd line."""
-    paths, rows = [], []
-    for line in lines:
-        fields = line.split()
-        last = max((i for i, field in enumerate(fields) if is_image(field)), default=0)
-        path = line if last + 1 == len(fields) else line.rsplit(maxsplit=len(fields) - last - 1)[0]
-        try:
-            rows.append([int(value) for value in fields[last + 1 :]])
-        except ValueError as error:
-            raise ImageError(f"{file}: labels must be integers, got {line!r}") from error
-        paths.append(path)
-        if len(rows[-1]) != len(rows[0]) or not rows[-1]:
-            raise ImageError(f"{file}: {len(rows[-1])} labels in {line!r}, the first line has {len(rows[0])}")
+    values, width = array("q"), 0
+
+    def images() -> Iterable[str]:
+        nonlocal width
+        for line in filter(None, map(str.strip, lines)):
+            fields = line.split()
+            last = max((i for i, field in enumerate(fields) if is_image(field)), default=0)
+            count = len(fields) - last - 1
+            try:
+                values.extend(map(int, fields[last + 1 :]))
+            except (ValueError, OverflowError) as error:
+                raise ImageError(f"{file}: labels must be integers, got {line!r}") from error
+            width = width or count
+            if count != width or not count:
+                raise ImageError(f"{file}: {count} labels in {line!r}, the first line has {width}")
+            yield line.rsplit(maxsplit=count)[0]
+
+    paths = Names(images())
     if not paths:
         raise ImageError(f"{file} lists no image; expected lines `relative/path class` or `relative/path 0 1 ...`")
-    return paths, np.array(rows, np.int64)
+    return paths, np.array(values, np.int64).reshape(len(paths), width)
 
 
 def centre_view(image: Image.Image, resize: int, crop: int) -> np.ndarray:

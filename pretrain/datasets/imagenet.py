@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.datasets.base import ImageData, class_tree, indices, is_image
+from pretrain.datasets.names import Names
 from pretrain.datasets.sources import Folder, Source, locate, read_lines
 
 FOLDERS = ("imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
@@ -48,10 +49,9 @@ class ImageNet(ImageData):
     ):
         source = locate(root, folder, f"{split}/<wnid>/<image>", split)
         if source.folders(split):
-            paths, of, classes = class_tree(source, split, allow_empty=allow_empty)
-            numbers = indices(of, classes)
+            paths, numbers, classes = class_tree(source, split, allow_empty=allow_empty)
         else:
-            paths = [path for path in source.names(split) if is_image(path)]
+            paths = Names(path for path in source.names(split) if is_image(path))
             file = label_file(source, split, labels)
             classes, numbers = flat_labels(paths, read_lines(source, file, ""), source.folders("train"), file)
         super().__init__(name, source, paths, numbers, classes, skip_bad=skip_bad)
@@ -97,7 +97,7 @@ class ImageNetSubset(ImageNet):
             number[self.classes.index(wnid)] = i
         assert self.labels is not None
         kept = np.flatnonzero(number[self.labels] >= 0)
-        self.paths = [self.paths[i] for i in kept]
+        self.paths = Names(self.paths[i] for i in kept)
         self.labels, self.classes = number[self.labels[kept]], wnids
 
 
@@ -121,7 +121,7 @@ class ImageNetV2(ImageData):
         for one in names:
             if not one.isdecimal():
                 raise ValueError(f"{source.root}/{one} is not named by a class number as in ImageNet-V2 (0, 1, ...)")
-        numbers = np.array([int(one) for one in of])
+        numbers = np.array([int(one) for one in names])[of]
         order = np.argsort(numbers, kind="stable")
         classes = [str(i) for i in range(int(numbers.max()) + 1)]
         super().__init__(name, source, [paths[i] for i in order], numbers[order], classes, skip_bad=skip_bad)
