@@ -35,6 +35,7 @@ from evaluate.storage import StoredArrays, one_line, pack, plain, slug, write_wh
 SCHEMA = 2
 KINDS = ("run", "baseline", "foreign")
 READERS = 8  # files read at a time
+PORTION = 100  # files handed to a reader at a time: a hand-over costs as much as reading a few
 STATUSES = ("skipped", "failed")
 BOUNDS = ("value", "low", "high")
 FIELDS = {"checkpoint": dict, "task": str, "task_version": int, "dataset": str, "protocol": dict, "main": str}
@@ -309,22 +310,27 @@ def _record_files(root: str | Path) -> list[Path]:
 
 
 def _read_each(files: Sequence[Path], problems: list[str] | None) -> Iterator[Record]:
+    portions = [files[start : start + PORTION] for start in range(0, len(files), PORTION)]
     with ThreadPoolExecutor(READERS) as pool:  # waiting for the disk is most of the work where there are many
-        for path, content in zip(files, pool.map(_content, files), strict=True):
-            if content is None:
-                continue
-            try:
-                yield _parse(path, content)
-            except ValueError as error:
-                _report(str(error), problems)
+        for portion, contents in zip(portions, pool.map(_contents, portions), strict=True):
+            for path, content in zip(portion, contents, strict=True):
+                if content is None:
+                    continue
+                try:
+                    yield _parse(path, content)
+                except ValueError as error:
+                    _report(str(error), problems)
 
 
-def _content(path: Path) -> bytes | None:
-    """A file, or nothing where another process replaced it under a new name meanwhile."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+def _contents(paths: Sequence[Path]) -> list[bytes | None]:
+    """Files, or nothing where another process replaced one under a new name meanwhile."""
+    found: list[bytes | None] = []
+    for path in paths:
+        try:
+            found.append(path.read_bytes())
+        except FileNotFoundError:
+            found.append(None)
+    return found
 
 
 def _report(line: str, problems: list[str] | None) -> None:

@@ -4,12 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAM = """
+START = """
 import sys
 import evaluate.run
 early = [name for name in ("torch._dynamo", "sympy", "wandb") if name in sys.modules]
 assert not early, f"imported unasked: {early}"
+"""
+USE = """
 import torch
 from torchvision.ops import roi_align
 boxes = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]])
@@ -20,6 +24,7 @@ assert torch._dynamo.__file__ and torch._dynamo.utils.__file__, "a stand-in stay
 """
 
 
-def test_the_compiler_and_trackers_load_when_used_and_not_before():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=600)
+@pytest.mark.parametrize("program", [START, pytest.param(START + USE, marks=pytest.mark.slow)])
+def test_the_compiler_and_trackers_load_when_used_and_not_before(program):
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

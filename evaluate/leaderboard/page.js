@@ -334,15 +334,17 @@ function drawing(title, across, scale, lines) { // heading, chart and, for sever
 }
 
 function chart(title, across, scale, lines) {
-  const [width, height, left, bottom] = [560, 240, 52, 34];
+  const [width, height, left, bottom] = [560, 240, 70, 34];
   const [xs, ys] = [1, 2].map((part) => lines.flatMap((line) => line[part]));
   const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const x = (value) => left + (width - left - 12) * ((value - x0) / (x1 - x0 || 1));
+  const bend = across === "component" ? Math.log : (value) => value; // a backbone has a few dozen, raw pixels thousands
+  const x = (value) => left + (width - left - 12) * ((bend(value) - bend(x0)) / (bend(x1) - bend(x0) || 1));
   const y = (value) => 10 + (height - bottom - 10) * (1 - (value - y0) / (y1 - y0 || 1));
   const spoken = lines.map(([name, , values]) => `${name} from ${number(values[0], scale)} to ${number(values.at(-1), scale)}`);
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "chart", "aria-label": `${title} by ${across}: ${spoken.join("; ")}` });
   for (const share of [0, 0.5, 1]) {
-    const [vx, vy] = [x0 + share * (x1 - x0), y0 + share * (y1 - y0)];
+    const vx = across === "component" ? Math.round(x0 ** (1 - share) * x1 ** share) : x0 + share * (x1 - x0);
+    const vy = y0 + share * (y1 - y0);
     svg.append(shape("line", { x1: left, x2: width - 12, y1: y(vy), y2: y(vy), class: "grid" }));
     svg.append(shape("text", { x: left - 6, y: y(vy) + 4, "text-anchor": "end" }, number(vy, scale)));
     svg.append(shape("text", { x: x(vx), y: height - bottom + 16, "text-anchor": ["start", "middle", "end"][2 * share] }, String(Number(vx.toPrecision(4)))));

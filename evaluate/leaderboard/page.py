@@ -193,5 +193,5 @@ def _cell(column: int, cell: Cell) -> list:
 
 
 def _short(value: float | None) -> float | None:
-    """Six significant digits: more than is shown, and a third of the bytes."""
-    return None if value is None or math.isnan(value) else float(f"{value:.6g}")
+    """Eight significant digits: enough to be rounded as other outputs do it, and half of the bytes."""
+    return None if value is None or math.isnan(value) else float(f"{value:.8g}")
