@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from evaluate import adapt, importer, trainings
 from evaluate import run as evaluation
+from evaluate.tasks.base import Unavailable
 from pretrain import cli
 from pretrain.checkpoint import CheckpointError, read_run
 
@@ -64,15 +66,34 @@ def words(pairing: Pairing, epochs: int | None, settings: Sequence[str]) -> list
     return own + ([] if epochs is None else [f"epochs={epochs}"]) + list(map(str, settings))
 
 
-def is_adapted(folder: Path, pairing: Pairing, epochs: int | None) -> bool:
-    """Whether the adapted run is finished, from these weights and by so many epochs."""
+def is_adapted(
+    folder: Path, pairing: Pairing, epochs: int | None, settings: Sequence[str] = (), images: str = ""
+) -> bool:
+    """Whether the adapted run is finished: from these weights, by so many epochs, as the settings say, on these images.
+
+    images: their fingerprint. A setting that leaves no trace of its own in a run is not known to be the same.
+    """
     try:
         info = read_run(folder)
     except CheckpointError:
         return False
-    weights = importer.describe(pairing.start)["weights_digest"]
-    same = (info.get("parent") or {}).get("weights") == weights
-    return bool(info["finished"] and same and epochs in (None, info["config"]["trainer"]["epochs"]))
+    weights, own = importer.describe(pairing.start)["weights_digest"], OmegaConf.create(info["config"])
+    same = (info.get("parent") or {}).get("weights") == weights and images in ("", info["data"].get("fingerprint"))
+    told = {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in settings)}
+    same = same and all(OmegaConf.select(own, key) == value for key, value in told.items())
+    return bool(info.get("finished") and same and epochs in (None, info["config"]["trainer"]["epochs"]))
+
+
+def fingerprints(targets: Iterable[str], data_root: str) -> dict[str, str]:
+    """Fingerprints of the images of each target to train on; "" where they cannot be opened, which training explains."""
+    found = {}
+    for target in targets:
+        data = evaluation.load_data(target, data_root)
+        try:
+            found[target] = data.split("train").fingerprint
+        except (Unavailable, ValueError, OSError):
+            found[target] = ""
+    return found
 
 
 # ---- what is measured
@@ -154,7 +175,8 @@ def curves(checkpoints: Iterable[str], settings: DictConfig, runs: str) -> dict[
 def train(config: DictConfig, found: Sequence[Pairing]) -> list[str]:
     """Adapt what is not adapted yet; returns the names of those that failed."""
     settings, runs = config.adaptation, Path(config.runs)
-    missing = {p.name: p for p in found if not is_adapted(runs / p.name, p, settings.epochs)}
+    told, images = list(map(str, settings.settings)), fingerprints({p.target for p in found}, config.data_root)
+    missing = {p.name: p for p in found if not is_adapted(runs / p.name, p, settings.epochs, told, images[p.target])}
     wanted = {name: words(p, settings.epochs, settings.settings) for name, p in missing.items()}
     if wanted and not config.quiet:
         print(f"adapting: {', '.join(wanted)}", flush=True)

@@ -23,6 +23,7 @@ import torch
 from evaluate import importer, run
 from evaluate.features import Frozen, Store
 from evaluate.importer import Checkpoint
+from evaluate.leaderboard.__main__ import rebuild
 from evaluate.leaderboard.compare import compare_all, select
 from evaluate.records import Record, read_all
 from pretrain.datasets import ImageData, Images
@@ -81,13 +82,17 @@ def evaluate(checkpoints: str | Path | Sequence[str | Path], suite: str | None =
     """
     names = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     changes = {"quiet": True, "baselines": False} | settings
-    done = run.measure(run.settings(suite, checkpoints=[str(name) for name in names], **changes))
+    config = run.settings(suite, checkpoints=[str(name) for name in names], **changes)
+    done = run.measure(config)
     if done is None:
         raise ValueError("torchrun shares out `python -m evaluate`, not this function; use jobs=... here")
     evaluator, lost = done
     for line in lost:
         warnings.warn(f"unfinished: {line}", stacklevel=2)
-    rows = [_row(record) for record in (*evaluator.standing, *evaluator.written)]
+    recorded = [*evaluator.standing, *evaluator.written]
+    if recorded:
+        rebuild(evaluator.root, config.output, evaluator.runs)
+    rows = [_row(record) for record in recorded]
     for status in evaluator.unfit:
         about = {"checkpoint": status.checkpoint["name"], "task": status.task, "dataset": status.dataset}
         rows.append(about | {"note": f"{status.status}: {status.reason}; {status.remedy}"})

@@ -25,6 +25,7 @@ from evaluate import bench_features, bench_memory
 from evaluate.metrics import hamming_ap, knn_classify, retrieval_ap
 from evaluate.metrics.ranking import Relevance, sorted_ap
 from evaluate.probes import Sweep, Tokens
+from evaluate.storage import write_whole
 from evaluate.timing import Comparison, measure
 
 INPUTS = ((1, False), (1, True), (4, False), (4, True))  # last blocks x with the average of the patches
@@ -271,7 +272,7 @@ def main() -> None:
         print(f"{timing.ratio:8.1f}x  {timing.name}  {timing.ours_s:.4f} s against {timing.reference_s:.4f} s "
               f"({timing.reference_name})", flush=True)  # fmt: skip
     if arguments.output:
-        arguments.output.write_text(json.dumps({"machine": about, "timings": timings}, indent=2) + "\n")
+        write_whole(arguments.output, (json.dumps({"machine": about, "timings": timings}, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -129,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if by_checkpoint(comparisons).keys() != {checkpoint_key(records[0].checkpoint) for records in chosen[1:]}:
             raise ValueError("a checkpoint shares no task, dataset and protocol with the first: not compared")
         worse = failures(options.fail_if_worse, comparisons)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+    except (ValueError, OSError) as error:
+        parser.error(terminal(error))
     print("".join(f"{terminal(line)}\n" for line in worse), end="")
     return 1 if worse else 0
 

@@ -1,7 +1,8 @@
 """`python -m evaluate.davis RESULTS`: DAVIS 2017 scores of masks that any program has written.
 
-RESULTS holds <sequence>/<frame>.png for every frame, as DAVIS' own evaluator reads them and as `task=video` with
-`save=RESULTS` writes them; J&F is the same to the last bit.
+RESULTS holds <sequence>/<frame>.png for every frame, as DAVIS' own evaluator reads them. A suite with
+`{task: video, data: davis2017, save: FOLDER}` writes them, to FOLDER/davis2017-DIGEST of the weights; J&F is the same
+to the last bit.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ def finished_runs(runs: Path) -> dict[str, Path]:
         try:
             info = read_run(file.parent)
         except CheckpointError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"left out: {cli.printable(error)}", file=sys.stderr)
             continue
-        if info["finished"]:
+        if info.get("finished"):
             found[file.parent.name] = file.parent
     return found
 

@@ -199,7 +199,10 @@ def baselines(names: Iterable[str], runs: str | Path = "runs") -> dict[str, list
     for name in names:
         reference = resolve(name, runs)
         if not reference.baseline:
-            spec = spec_of(reference)
+            try:
+                spec = spec_of(reference)
+            except CheckpointError:
+                continue  # it is named as failed when its turn comes; the others are evaluated
             pixels = {key: spec.get(key) for key in ("image_size", "resize", "patch_size", "mean", "std")}
             for kind, key in zip(BASELINES, (repr(sorted(spec.items(), key=str)), repr(pixels)), strict=True):
                 found.setdefault(kind + key, (f"{kind}:{address(reference)}", []))[1].append(name)
@@ -239,23 +242,23 @@ def read_own_run(reference: Reference) -> Checkpoint:
     """A run of this suite or one of its kept epochs."""
     info = read_run(reference.path)
     backbone = load_backbone(reference.path, branch=reference.branch)
-    is_binary = info["binary"]
+    is_binary, data = bool(info.get("binary")), str(info["data"].get("name", "unknown"))
     name, parent = info["name"], None
     if reference.path.parent.name == "epochs":
         name, parent = f"{name}/epochs/{reference.path.name}", name
     if reference.branch != "teacher":
         name, parent = f"{name}@{reference.branch}", parent or name
     record = {"name": name, "objective": info["objective"], "kind": "run", "weights_digest": identity(backbone)}
-    record |= {"backbone": architecture(backbone), "label": info["label"], "parent": parent}
-    record |= {key: info[key] for key in ("images_seen", "epoch", "seed")}
-    notes = [] if info["finished"] or parent else [f"training had not finished (step {info['step']})"]
-    record |= {"data": info["data"]["name"]} | lineage(info, parent)
+    record |= {"backbone": architecture(backbone), "label": info.get("label", ""), "parent": parent}
+    record |= {key: info.get(key) for key in ("images_seen", "epoch", "seed")}
+    notes = [] if info.get("finished") or parent else [f"training had not finished (step {info.get('step')})"]
+    record |= {"data": data} | lineage(info, parent)
     if shared := info["data"].get("overlap"):
-        notes.append(f"{shared} of the images trained on are in the test split of {info['data']['name']} too")
+        notes.append(f"{shared} of the images trained on are in the test split of {data} too")
     bins = info["config"].get("objective", {}).get("loss", {}).get("bins")
     head = load_head(reference.path, branch=reference.branch) if is_binary or bins else None
     segments = Segments(head, bins, info["config"]["objective"]["loss"]["temperature"]) if head and bins else None
-    return Checkpoint(backbone, record, head if is_binary else None, info["data"]["name"], notes, segments)
+    return Checkpoint(backbone, record, head if is_binary else None, data, notes, segments)
 
 
 def read_foreign(reference: Reference) -> Checkpoint:

@@ -7,6 +7,7 @@ Every process appends to a file of its own, so several may share a folder; a lin
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,8 +32,8 @@ class Partial(Mapping[str, Any]):
         self._done: dict[str, Any] = {}
         for file in sorted(self.folder.glob("*.jsonl")):
             for line in file.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    entry = json.loads(line)
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # the end of a killed write, or damage: anew
+                    entry = json.loads(line) if line.endswith(b"\n") else {}
                     self._done[entry["item"]] = entry["result"]
 
     def add(self, item: str, result: Any) -> None:

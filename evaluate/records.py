@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluate.leaderboard.escape import terminal
 from evaluate.storage import StoredArrays, one_line, pack, plain, slug, write_whole
 
 SCHEMA = 2
@@ -335,7 +336,7 @@ def _contents(paths: Sequence[Path]) -> list[bytes | None]:
 
 def _report(line: str, problems: list[str] | None) -> None:
     if problems is None:
-        warnings.warn(line, stacklevel=2)
+        warnings.warn(terminal(line), stacklevel=2)
     else:
         problems.append(line)
 
@@ -442,13 +443,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--root {options.root}: no such folder; evaluate a checkpoint first")
     if options.action == "verify":
         problems = verify(options.root)
-        print("\n".join(problems) or f"{len(_record_files(options.root))} records, nothing wrong")
+        print("\n".join(map(terminal, problems)) or f"{len(_record_files(options.root))} records, nothing wrong")
         return 1 if problems else 0
     chosen = [record for record in read_all(options.root) if _is_chosen(record, options)]
     try:
         print(export.listing(chosen) if options.action == "list" else export.export(chosen, options.to, options.root))
-    except (ValueError, ImportError) as error:
-        parser.error(str(error))
+    except (ValueError, ImportError, OSError) as error:
+        parser.error(terminal(error))
     return 0
 
 

@@ -7,6 +7,7 @@ What is not at hand (the dataset, an image, or a task whose samples are no image
 from __future__ import annotations
 
 import importlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from evaluate.leaderboard.compare import Comparison, most_different, place
 from evaluate.leaderboard.escape import terminal
 from evaluate.leaderboard.grid import title
 from evaluate.leaderboard.samples import Sample
+from evaluate.storage import write_whole
 from pretrain import datasets
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -40,8 +42,9 @@ def draw(comparisons: Sequence[Comparison], path: Path, data_root: Path, configs
         ImageDraw.Draw(canvas).text((MARGIN, top), heading, fill="black", font=_font(12))
         for i, sample in enumerate(found):
             shown += _tile(canvas, (MARGIN + i * (SIDE + GAP), top + 2 * LINE), sample, images[c.other.dataset])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, format="PNG")
+    drawn = io.BytesIO()
+    canvas.save(drawn, format="PNG")
+    write_whole(path, drawn.getvalue())
     absent = sorted(name for name, found_images in images.items() if not found_images)
     note = f"; no images of {', '.join(map(terminal, absent))} below {data_root}" if absent else ""
     return f"{path}: {shown} images in {len(strips)} rows{note}"

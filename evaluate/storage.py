@@ -34,7 +34,9 @@ def write_whole(path: str | Path, content: bytes) -> None:
 def slug(text: str) -> str:
     """`text` as a safe part of a file name; what had to be changed is told apart by a hash."""
     clean = re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:48]
-    return clean if clean == text != "" else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".lstrip("-")
+    if clean == text != "":
+        return clean
+    return f"{clean}-{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:6]}".lstrip("-")
 
 
 def plain(value: Any, where: str) -> Any:

@@ -79,7 +79,7 @@ def find_run(text: str, runs: str) -> Path:
 
 def default_name(path: Path, info: Mapping[str, Any], data: str) -> str:
     """RUN-to-DATA, for a kept epoch RUN-epochNNN-to-DATA."""
-    own = str(info["name"]) if path.parent.name == "epochs" else path.resolve().name
+    own = Path(str(info["name"])).name if path.parent.name == "epochs" else path.resolve().name
     return f"{own}{f'-epoch{path.name}' if path.parent.name == 'epochs' else ''}-to-{data}"
 
 

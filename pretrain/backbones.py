@@ -22,6 +22,14 @@ with lean_imports():
     from timm.layers import HybridEmbed, SwiGLUPacked
     from timm.models.vision_transformer import VisionTransformer
 
+#: what a name's definition may be changed by; a file cannot make timm fetch weights or open another file
+SETTINGS = {
+    "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm",
+    "proj_bias", "init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "act_layer",
+    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+}  # fmt: skip
+OWN_SETTINGS = {"native_size", "positions", "norm_eps", "swiglu"}
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -170,6 +178,11 @@ def build_vit(
         close = difflib.get_close_matches(name, timm.list_models("vit_*"), n=3)
         raise ValueError(f"unknown backbone {name!r}; nearest timm names: {', '.join(close) or 'none'}")
     options: dict[str, Any] = {**overrides, "drop_path_rate": drop_path, "global_pool": pool}
+    unknown = sorted(set(overrides) - SETTINGS - OWN_SETTINGS)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], SETTINGS | OWN_SETTINGS, n=1)
+        nearest = f"did you mean {close[0]!r}?" if close else f"use {', '.join(sorted(SETTINGS))}"
+        raise ValueError(f"backbone {name} takes no {unknown[0]!r}; {nearest}")
     rule, eps = options.pop("positions", "timm"), options.pop("norm_eps", None)
     options["img_size"] = options.pop("native_size", image_size)
     if options.pop("swiglu", False):

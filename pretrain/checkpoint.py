@@ -23,6 +23,8 @@ from pretrain.backbones import Backbone
 from pretrain.distributed import assign
 
 SCHEMA = 1
+#: what no run.json lacks
+REQUIRED = {"name": str, "objective": str, "backbone": dict, "data": dict, "config": dict, "sha256": dict}
 
 
 class CheckpointError(ValueError):
@@ -69,7 +71,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises CheckpointError naming the file when it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__}, not an object")
+        return content
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -109,11 +114,8 @@ def network_digest(backbone: Backbone) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
-    """Load tensors into a module of exactly this architecture.
-
-    Raises CheckpointError that names what is missing, left over or of another shape.
-    """
+def check_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Raises CheckpointError that names what a module of this architecture misses, what is left over or misshapen."""
     wanted = module.state_dict()
     wrong = [f"missing {name}" for name in wanted if name not in tensors]
     wrong += [f"left over {name}" for name in tensors if name not in wanted]
@@ -125,7 +127,12 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(f"{origin} is of another architecture: {'; '.join(wrong[:3])}{more}")
-    for name, value in wanted.items():
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Load tensors into a module of exactly this architecture; raises CheckpointError as `check_weights` does."""
+    check_weights(module, tensors, origin)
+    for name, value in module.state_dict().items():
         assign(value, tensors[name])
 
 
@@ -155,6 +162,9 @@ def read_run(path: str | Path) -> dict[str, Any]:
     info = read_json(directory / "run.json")
     if info.get("schema") != SCHEMA:
         raise CheckpointError(f"{directory}/run.json has schema {info.get('schema')!r}, this version reads {SCHEMA}")
+    for key, kind in REQUIRED.items():
+        if not isinstance(info.get(key), kind):
+            raise CheckpointError(f"{directory}/run.json is damaged ({key} is {info.get(key)!r:.60}); train again")
     return info
 
 
@@ -164,9 +174,25 @@ def load_backbone(path: str | Path, *, branch: str = "teacher") -> Backbone:
     Raises CheckpointError when a file is missing, damaged or does not fit the architecture that run.json describes.
     """
     info = read_run(path)
-    backbone = Backbone(**info["backbone"])
-    load_weights(backbone, _branch_tensors(Path(path), info, "backbone", branch), Path(path))
+    tensors = _branch_tensors(Path(path), info, "backbone", branch)
+    backbone = build_like(info["backbone"], tensors, Path(path))
+    load_weights(backbone, tensors, Path(path))
     return backbone.eval().requires_grad_(False)
+
+
+def build_like(spec: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Path) -> Backbone:
+    """The backbone that a file describes, allocated only where its tensors have the sizes that it speaks of.
+
+    Raises CheckpointError for another architecture, or a description that is none.
+    """
+    try:
+        if int(spec.get("depth") or 0) > len(tensors):
+            raise CheckpointError(f"{origin} is of another architecture: it speaks of {spec['depth']} blocks")
+        with torch.device("meta"):
+            check_weights(Backbone(**spec), tensors, origin)
+        return Backbone(**spec)
+    except (TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise CheckpointError(f"{origin}/run.json describes no backbone ({error})") from error
 
 
 def load_head(path: str | Path, *, branch: str = "teacher") -> nn.Module:

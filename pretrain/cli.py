@@ -49,13 +49,18 @@ def one_line_errors(config_name: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as error:
-        print(f"stopped{f': {error}' if str(error) else ''}", file=sys.stderr)
+        print(f"stopped{f': {printable(error)}' if str(error) else ''}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("BITSBENCH_DEBUG"):
             raise
-        print(f"error: {explain(error, config_name)}", file=sys.stderr)
+        print(f"error: {printable(explain(error, config_name))}", file=sys.stderr)
         sys.exit(1)
+
+
+def printable(text: object) -> str:
+    """One line in which names that a file gave cannot drive a terminal: what does not print becomes a space."""
+    return "".join(character if character.isprintable() else " " for character in str(text))
 
 
 def explain(error: Exception, config_name: str) -> str:

@@ -156,7 +156,7 @@ def main() -> None:
     """Entry point of `python -m pretrain.export`."""
     asked = parse()
     with one_line_errors("pretrain"):
-        name = read_run(asked.run)["name"]
+        name = Path(str(read_run(asked.run)["name"])).name  # a file's word: it cannot lead out of the folder
         output = asked.output or Path("exports") / f"{name}-{asked.to}"
         options = {"branch": asked.branch, "licence": asked.licence, "results": asked.results}
         folder = export(asked.run, asked.to, output, **options)

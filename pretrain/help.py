@@ -14,7 +14,7 @@ SETTING = re.compile(r"^( *)(\w+):(?: +(?!#)(.*?))?(?:\s+# (.*))?$")
 MORE = """\
 --cfg job              print the settings that a command would run with
 --multirun             run once for every combination of values: seed=0,1,2
--sc install=bash       shell completion (zsh, fish), see docs/quickstart.md
+-sc install=bash       shell completion (zsh, fish), see docs/index.md
 --hydra-help           everything else that Hydra takes"""
 
 

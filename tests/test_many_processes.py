@@ -39,7 +39,9 @@ def train_on_rank(rank: int, images: str, folder: str, objective: str) -> dict[s
     return {}
 
 
-@pytest.mark.parametrize("objective", [o if o in FIRST else pytest.param(o, marks=pytest.mark.slow) for o in OBJECTIVES])
+@pytest.mark.parametrize(
+    "objective", [o if o in FIRST else pytest.param(o, marks=pytest.mark.slow) for o in OBJECTIVES]
+)
 def test_every_objective_trains_resumes_and_exports_on_two_processes(objective: str, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", train=24)  # four steps an epoch
     run_tiny(images, objective, tmp_path / "one", *EQUAL)

@@ -12,6 +12,7 @@ from evaluate.leaderboard import (
     adaptation,
     adaptation_text,
     curves,
+    escape,
     export,
     figures,
     latex,
@@ -76,7 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not Path(options.records).is_dir():
         parser.error(f"--records {options.records}: no such folder; evaluate a checkpoint first")
-    sys.stdout.write(rebuild(options.records, options.output, options.runs))
+    try:
+        sys.stdout.write(rebuild(options.records, options.output, options.runs))
+    except OSError as error:
+        parser.error(f"cannot write to {options.output}: {escape.terminal(error)}")
     print(f"\nWrote {options.output}/paper and {options.output}/leaderboard.md, .csv, .json, .tex and .html")
     print(f"Open {(Path(options.output) / 'leaderboard.html').resolve().as_uri()}")
     return 0

@@ -67,6 +67,7 @@ def _csp_hash(source: str) -> str:
 def embed(data: Any) -> str:
     """JSON that cannot end the element it is embedded in, whatever text it holds."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = text.encode(errors="backslashreplace").decode()  # what is no UTF-8 in a name, as JSON escapes it
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
