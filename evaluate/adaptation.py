@@ -85,7 +85,7 @@ def is_adapted(
 
 
 def fingerprints(targets: Iterable[str], data_root: str) -> dict[str, str]:
-    """Fingerprints of the images of each target to train on; "" where they cannot be opened, which training explains."""
+    """Fingerprints of the images of each target to train on; "" where they cannot be opened: training says why."""
     found = {}
     for target in targets:
         data = evaluation.load_data(target, data_root)

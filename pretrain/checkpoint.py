@@ -200,6 +200,8 @@ def load_head(path: str | Path, *, branch: str = "teacher") -> nn.Module:
     from pretrain.heads import build_head  # private to pre-training; needed only here
 
     info = read_run(path)
+    if not isinstance(info.get("head"), dict):
+        raise CheckpointError(f"{path} has no head; begin with its backbone alone: init.head=fresh")
     head = build_head(info["head"])
     load_weights(head, _branch_tensors(Path(path), info, "head", branch), Path(path))
     return head.eval().requires_grad_(False)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.distributed import assign, is_distributed, sum_over_processes
+from pretrain.ops import at_least_float32
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
@@ -21,6 +22,7 @@ class SyncBatchNorm(nn.BatchNorm1d):
         """Normalise each column of (n, D)."""
         if not (self.training and is_distributed()):
             return super().forward(rows)
+        given, rows = rows.dtype, at_least_float32(rows)  # counts and sums of many rows are no numbers for 16 bits
         ones = torch.ones(1, dtype=rows.dtype, device=rows.device)
         sums = sum_over_processes(torch.cat([ones * len(rows), rows.sum(0)]))
         n, mean = sums[0].detach(), sums[1:] / sums[0].detach()
@@ -31,7 +33,7 @@ class SyncBatchNorm(nn.BatchNorm1d):
             buffers.running_mean.lerp_(mean.detach().to(buffers.running_mean.dtype), self.momentum)
             buffers.running_var.lerp_((var.detach() * n / (n - 1)).to(buffers.running_var.dtype), self.momentum)
         normal = (rows - mean) * torch.rsqrt(var + self.eps)
-        return normal * self.weight + self.bias if self.affine else normal
+        return (normal * self.weight + self.bias if self.affine else normal).to(given)
 
 
 class MLPHead(nn.Module):
@@ -194,4 +196,7 @@ def build_head(spec: dict[str, Any]) -> nn.Module:
     kind = options.pop("kind")
     if kind not in HEADS:
         raise ValueError(f"unknown head kind {kind!r}; known: {', '.join(HEADS)}")
-    return HEADS[kind](**options)
+    try:
+        return HEADS[kind](**options)
+    except TypeError as error:
+        raise ValueError(f"head of kind {kind}: {error}") from error

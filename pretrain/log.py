@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import platform
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pretrain import diagnostics
+from pretrain.checkpoint import atomic_file
 from pretrain.loggers import open_loggers
 from pretrain.system import System, add_row
 
@@ -28,10 +30,14 @@ PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow
 def describe_machine(fabric: Fabric) -> dict[str, Any]:
     """Commit, package versions and hardware, for run.json."""
     root = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    try:
+        asked = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+        commit = asked.stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     cuda = torch.cuda.get_device_name() if fabric.device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "packages": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "hardware": f"{fabric.world_size} x {cuda}, {torch.get_num_threads()} threads",
     }
@@ -118,7 +124,7 @@ class Log:
         run.sums["count"] = run.sums.get("count", 0.0) + 1
         for name, value in scalars.items():
             run.sums[name] = run.sums.get(name, 0.0) + float(value)
-        if run.step % self.every == 0:
+        if self.every and run.step % self.every == 0:
             self._write(run, {})
 
     def end_epoch(self, run: Any, epoch: int, figures: dict[str, float]) -> None:
@@ -158,7 +164,7 @@ class Log:
             "epoch": round(run.step / run.steps_per_epoch, 4),
             "images": run.step * run.batches.batch_size,
             "seconds": round(run.seconds, 1),
-            "lr": run.schedules["lr"][step],
+            "lr": run.optimizer.param_groups[0]["lr"],
             "weight_decay": run.schedules["weight_decay"][step],
             "ema": run.schedules["ema"][step],
             **means,
@@ -179,9 +185,12 @@ class Log:
                 self.columns += [key for key in old if key not in self.columns]
             if self.file is not None:
                 self.file.close()
-            self.file = open(self.path, "w", newline="")  # noqa: SIM115
-            csv.DictWriter(self.file, self.columns).writeheader()
-            csv.DictWriter(self.file, self.columns).writerows(self.rows)
+            text = io.StringIO(newline="")
+            csv.DictWriter(text, self.columns).writeheader()
+            csv.DictWriter(text, self.columns).writerows(self.rows)
+            with atomic_file(self.path) as whole:
+                whole.write(text.getvalue().encode())
+            self.file = open(self.path, "a", newline="")  # noqa: SIM115
         else:
             csv.DictWriter(self.file, self.columns).writerow(row)
         self.file.flush()

@@ -121,6 +121,28 @@ def make_schedules(
     return {"lr": rate, "weight_decay": decay, "ema": cosine_schedule(ema["base"], ema["final"], epochs, n)}
 
 
+def check_numbers(trainer: Mapping[str, Any], optim: Mapping[str, Any]) -> None:
+    """Refuse counts that are no whole numbers and a rate that is none."""
+    least = {"epochs": 0, "batch_size": 1, "accumulate": 1, "workers": 0, "save_every": 0, "log_every": 0}
+    for key, low in (least | {"keep_every": 0, "keep_last": 0}).items():
+        value = trainer[key]
+        if not isinstance(value, int) or value < low:
+            raise ValueError(f"trainer.{key}={value} must be a whole number of at least {low}")
+    if not isinstance(optim["lr"], int | float) or not optim["lr"] >= 0 or (optim["plain_lr"] and not optim["lr"]):
+        raise ValueError(f"optim.lr={optim['lr']} must be a number of at least 0, and with optim.plain_lr above 0")
+
+
+def check_views(views: Sequence[View], patch: int) -> None:
+    """Refuse crops that no whole number of patches fills."""
+    for view in views:
+        if view.size % patch:
+            near = view.size // patch * patch
+            raise ValueError(
+                f"crops of {view.size} pixels are no whole number of patches of {patch}; use {near or patch} or "
+                f"{near + patch} (views.global_view.size, views.local.size)"
+            )
+
+
 def check_images(images: ImageData, views: Sequence[View], patch: int, upscale: bool) -> None:
     """Refuse a data set whose images are smaller than a patch, or mostly smaller than the global crop.
 
@@ -178,6 +200,7 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     """Build all parts of a run from a configuration."""
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     trainer, seed = config["trainer"], config["seed"]
+    check_numbers(trainer, config["optim"])
     fabric = make_fabric(*(trainer[key] for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")))
     if fabric.is_global_zero and cfg.data.prepare is not None:
         hydra.utils.instantiate(cfg.data.prepare)
@@ -190,6 +213,7 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     objective.check_batch(trainer["batch_size"], len(views))
     torch.manual_seed(seed)
     backbone = Backbone(**config["backbone"])
+    check_views(views, backbone.patch_size)
     check_images(images, views, backbone.patch_size, trainer["upscale"])
     head = {**head, "dim": backbone.dim}
     network = Network(backbone, build_head(head))

@@ -38,7 +38,7 @@ HARMLESS |= {
     f"trainer.{key}"
     for key in (
         "workers", "save_every", "save_minutes", "keep_every", "keep_last", "log_every", "loggers", "curves", "devices",
-        "num_nodes", "strategy", "stop_after_epoch", "check_overlap",
+        "num_nodes", "strategy", "stop_after_epoch", "check_overlap", "skip_bad",
     )
 }  # fmt: skip
 #: keys that older runs lack, with the value that they were trained by

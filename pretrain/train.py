@@ -6,15 +6,18 @@ Nothing a step does depends on the history of a random state (see `views`), so a
 from __future__ import annotations
 
 import contextlib
+import math
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from pretrain import cli, diagnostics
 from pretrain.backbones import preprocess
-from pretrain.checkpoint import CheckpointError, resume_run
+from pretrain.checkpoint import CheckpointError, file_digest, read_run, resume_run
 from pretrain.curves import write_curves
 from pretrain.datasets import ImageData
 from pretrain.datasets.overlap import overlap
@@ -32,15 +35,14 @@ from pretrain.objectives.base import Output
 from pretrain.optim import clip_gradients
 from pretrain.prepare import Run, prepare
 from pretrain.sharding import Sharded, gradients_stay
-from pretrain.state import keeps, restore, save, start_from
+from pretrain.state import ADDED, HARMLESS, keeps, restore, save, start_from
 from pretrain.teacher import hash_seed, update_teacher
 from pretrain.views import colour_views
 
 
 def fit(run: Run, log: Log, quiet: bool = False) -> None:
     """The loop: from `run.step` to the last epoch, saving on the way, on request and at the end."""
-    last = run.trainer["stop_after_epoch"] or run.trainer["epochs"]
-    n = run.steps_per_epoch
+    last, n = last_epoch(run.trainer), run.steps_per_epoch
     began, saved = time.monotonic() - run.seconds, time.monotonic()
     with stop_signals() as stop, Progress(last * n, run, quiet or run.fabric.global_rank > 0) as progress:
         for epoch in range(run.step // n, last):
@@ -55,15 +57,22 @@ def fit(run: Run, log: Log, quiet: bool = False) -> None:
                     save(run)
                     saved = time.monotonic()
                     if agreed(run.fabric, bool(stop)):
+                        same = "" if run.info["config"]["overwrite"] else "the same command or "
                         raise cli.Interrupted(
                             f"{run.directory} is saved at step {run.step} of {last * n}; "
-                            f"the same command or resume={run.directory} goes on"
+                            f"{same}resume={run.directory} goes on"
                         )
             log.end_epoch(run, epoch, end_epoch(run))
             done = epoch + 1
-            if done % run.trainer["save_every"] == 0 or done == last or keeps(run.trainer, done):
+            every = run.trainer["save_every"]  # 0: never in between
+            if (every and done % every == 0) or done == last or keeps(run.trainer, done):
                 save(run, finished=done == last)
                 saved = time.monotonic()
+
+
+def last_epoch(trainer: Mapping[str, Any]) -> int:
+    """After how many epochs a run ends."""
+    return min(trainer["stop_after_epoch"] or trainer["epochs"], trainer["epochs"])
 
 
 def train_step(run: Run, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]:
@@ -78,17 +87,18 @@ def train_step(run: Run, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]
         with unsynchronised(run) if i < len(parts) else contextlib.nullcontext():
             outputs.append(forward_backward(run, part, epoch, len(parts)))
     if fabric.strategy.precision.precision == "16-mixed":
-        fabric.strategy.precision.unscale_gradients(run.optimizer)
+        fabric.strategy.precision.unscale_gradients(run.optimizer.optimizer)  # of the wrapper it would be done twice
     norm = clip_gradients(run.network.parameters(), *run.clip)
     run.objective.drop_gradients(run.network.head, epoch)
     run.optimizer.step()
     if run.teacher is not None:
         update_teacher(run.teacher, run.network, float(run.schedules["ema"][it]))
-    run.skipped += int(batch["bad"].sum())
     figures = [{"loss": output.loss.detach(), "grad_norm": norm, **output.scalars} for output in outputs]
     scalars = {name: torch.stack([each[name] for each in figures]).mean(0) for name in figures[0]}
-    means = mean_over_processes(torch.stack([value.double() for value in scalars.values()]))
-    return dict(zip(scalars, means, strict=True))
+    bad = batch["bad"].sum().to(fabric.device)
+    means = mean_over_processes(torch.stack([value.double() for value in (*scalars.values(), bad)]))
+    run.skipped += round(float(means[-1]) * fabric.world_size)
+    return dict(zip(scalars, means, strict=False))
 
 
 def forward_backward(run: Run, batch: dict[str, Any], epoch: int, parts: int) -> Output:
@@ -101,11 +111,16 @@ def forward_backward(run: Run, batch: dict[str, Any], epoch: int, parts: int) ->
     views = fabric.strategy.precision.convert_input(views)
     with torch.no_grad(), fabric.autocast():
         target = run.teacher(views[:2]) if run.teacher is not None else None
-    output = run.objective(run.student(views), target)
-    if agreed(fabric, not bool(torch.isfinite(output.loss))):
+    student, loss = run.student(views), math.nan
+    try:
+        output = run.objective(student, target)
+        loss = float(output.loss.detach())
+    except FloatingPointError:  # perhaps on this process alone: all leave the step together
+        pass
+    if agreed(fabric, not math.isfinite(loss)):
         raise FloatingPointError(
-            f"the loss is {output.loss.item()} at step {run.step} (epoch {epoch}); the last saved state is untouched: "
-            f"lower optim.lr (now {run.schedules['lr'].max():.3g} at its peak) or optim.clip_grad, and run again"
+            f"the loss is {loss} at step {run.step} (epoch {epoch}); the last saved state is untouched: lower optim.lr "
+            f"(now {run.schedules['lr'].max():.3g} at its peak) or optim.clip_grad, under another name=..."
         )
     fabric.backward(output.loss / parts)
     return output
@@ -142,7 +157,8 @@ def end_epoch(run: Run) -> dict[str, float]:
     network = run.teacher if run.teacher is not None else run.network
     images = preprocess(run.probe.to(run.fabric.device), run.network.backbone.mean, run.network.backbone.std)
     images = run.fabric.strategy.precision.convert_input(images)
-    return diagnostics.health(network.backbone, network.head, images)
+    with run.fabric.autocast():
+        return diagnostics.health(network.backbone, network.head, images)
 
 
 def write_rates(run: Run, epoch: int) -> None:
@@ -208,15 +224,51 @@ def note_overlap(run: Run, cfg: DictConfig) -> None:
         )
 
 
-def saved_config(directory: Path, *, quiet: bool) -> DictConfig:
-    """The configuration of a run that was begun, pointing at where it lies now; raises CheckpointError without one."""
+def given_words() -> list[str]:
+    """What the command line changes, without what tells `resume` itself."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [word for word in words if word.partition("=")[0] not in ("resume", "quiet")]
+
+
+def saved_config(directory: Path, *, quiet: bool, words: Sequence[str] = ()) -> DictConfig:
+    """The configuration of a run that was begun, pointing at where it lies now; `words` are further settings.
+
+    Raises CheckpointError where nothing was begun, and ValueError for a word that would make it another run.
+    """
     found = resume_run(directory)
     if found is None:
         raise CheckpointError(f"nothing to resume in {directory}: no resume/latest.json there; give a run's folder")
-    place = directory.resolve()
-    return OmegaConf.create(
-        {**found[1]["config"], "runs": str(place.parent), "name": place.name, "overwrite": False, "quiet": quiet}
-    )
+    for word in words:
+        if word.partition("=")[0] not in HARMLESS or not word.startswith("trainer."):
+            raise ValueError(
+                f"resume={directory} goes on by the configuration of that run; {word} would make it another: leave it "
+                "out, or begin a new run with init.checkpoint=..."
+            )
+    place, config = directory.resolve(), OmegaConf.create(found[1]["config"])
+    for key, value in ADDED.items():
+        if OmegaConf.select(config, key) is None:
+            OmegaConf.update(config, key, value, force_add=True)
+    own = {"runs": str(place.parent), "name": place.name, "overwrite": False, "quiet": quiet}
+    return cast(DictConfig, OmegaConf.merge(config, own, OmegaConf.from_dotlist(list(words))))
+
+
+def start_again(run: Run) -> None:
+    """Remove what an older run of this name left: its kept epochs, its state, and the word that it is finished."""
+    if run.fabric.is_global_zero:
+        (run.directory / "run.json").unlink(missing_ok=True)  # it vouches for the rest, so it goes first
+        for part in ("epochs", "resume"):
+            shutil.rmtree(run.directory / part, ignore_errors=True)
+    run.fabric.barrier()
+
+
+def is_saved_whole(run: Run) -> bool:
+    """Whether what evaluation reads is there as of this step, and says that the run is finished."""
+    try:
+        info = read_run(run.directory)
+        same = all(file_digest(run.directory / name) == digest for name, digest in info["sha256"].items())
+    except (CheckpointError, OSError):
+        return False
+    return same and bool(info.get("finished")) and info.get("step") == run.step
 
 
 def train(cfg: DictConfig) -> Path:
@@ -224,20 +276,22 @@ def train(cfg: DictConfig) -> Path:
     if OmegaConf.select(cfg, "experiment.sweep"):
         raise ValueError("this experiment is a sweep: train its runs with python -m pretrain.sweep experiment=NAME")
     if cfg.resume:
-        cfg = saved_config(Path(cfg.resume), quiet=cfg.quiet)
+        cfg = saved_config(Path(cfg.resume), quiet=cfg.quiet, words=given_words())
     cfg.name = str(cfg.name)  # 1 and nan are numbers in YAML
     directory = Path(cfg.runs) / cfg.name
     run = prepare(cfg, directory)
-    resumed = not cfg.overwrite and restore(run)
+    if cfg.overwrite:
+        start_again(run)
+    resumed = restore(run)
     if not resumed:
         if run.info["config"]["init"]["checkpoint"]:
             start_from(run, Path(run.info["config"]["init"]["checkpoint"]))
         note_overlap(run, cfg)
     with Log(run, fresh=not resumed) as log:
-        last = (cfg.trainer.stop_after_epoch or cfg.trainer.epochs) * run.steps_per_epoch
-        if last == 0:
-            save(run, finished=True)  # what it begins with, as a run of its own
+        last = last_epoch(run.trainer) * run.steps_per_epoch
         if run.step >= last:
+            if last == 0 or agreed(run.fabric, not is_saved_whole(run)):
+                save(run, finished=True)  # what it begins with, as a run of its own; or stopped just before the end
             run.fabric.print(f"{directory} is finished ({run.step} steps); nothing to do")
             return directory
         verb = f"going on with {directory} at step {run.step}" if run.step else f"training {directory}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import resource
 import signal
 import subprocess
@@ -13,17 +15,20 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.plugins import MixedPrecision
 from omegaconf import open_dict
 from PIL import Image
 from processes import context
-from tiny import OBJECTIVES, compose, overrides, write_images
+from tiny import OBJECTIVES, TWO_VIEWS, compose, overrides, write_images
 from training import EQUAL, NO_RESET, assert_equal_up_to_sums, logged, run_tiny, stop_at, weights
 
 from pretrain import cli
 from pretrain.__main__ import main
 from pretrain.checkpoint import CheckpointError, load_backbone, load_head, read_run, weights_digest
+from pretrain.log import Log
+from pretrain.prepare import prepare
 from pretrain.state import differences
-from pretrain.train import train
+from pretrain.train import saved_config, start_epoch, train, train_step
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -250,6 +255,12 @@ def test_skip_bad_trains_on_and_counts(tmp_path: Path, capsys: pytest.CaptureFix
         (["objective.loss.target=hrad"], "unknown target 'hrad'"),
         (["trainer.strategy=fsdq"], "unknown trainer.strategy 'fsdq'; use auto, ddp, fsdp"),
         (["trainer.strategy=fsdp", "trainer.precision=16-mixed"], "use bf16-mixed with trainer.strategy=fsdp"),
+        (["trainer.epochs=1.5"], "trainer.epochs=1.5 must be a whole number of at least 0"),
+        (["trainer.batch_size=0"], "trainer.batch_size=0 must be a whole number of at least 1"),
+        (["optim.lr=fast"], "optim.lr=fast must be a number of at least 0"),
+        (["views.local={size: 12}"], "crops of 12 pixels are no whole number of patches of 8; use 8 or 16"),
+        (["objective.head.kind=projector"], "head of kind projector: "),
+        (["+backbone.pretrained=true"], "takes no 'pretrained'"),
         (["trainer.loggers=[tensorbord]"], "trainer.loggers: unknown 'tensorbord'"),
         (["+experiment=table9"], "this experiment is a sweep"),
     ],
@@ -303,6 +314,97 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(images: Path, tmp_p
         load_backbone(run)
     with pytest.raises(CheckpointError, match="no run at"):
         load_backbone(tmp_path / "missing")
+
+
+def test_training_in_16_bits_learns_saves_and_goes_on(images: Path, tmp_path: Path) -> None:
+    half = ("trainer.precision=bf16-mixed", "objective.head.bn=true", *NO_RESET)
+    run = run_tiny(images, "bits_reset", tmp_path / "whole", *half)
+    losses = [float(row["loss"]) for row in logged(run) if row["loss"]]
+    assert all(map(math.isfinite, losses)) and sum(losses[-3:]) < sum(losses[:3])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted):
+        stop_at(4, patch)
+        run_tiny(images, "bits_reset", tmp_path / "stopped", *half)
+    assert weights(run_tiny(images, "bits_reset", tmp_path / "stopped", *half)) == weights(run)
+
+
+class Scaled(MixedPrecision):
+    """As trainer.precision=16-mixed has it on a GPU, but in float32: processors lack half precision."""
+
+    def forward_context(self) -> Any:
+        return contextlib.nullcontext()
+
+    convert_input = convert_output = staticmethod(lambda data: data)  # type: ignore[assignment]
+
+
+@pytest.mark.filterwarnings("ignore:You passed")
+def test_scaled_gradients_are_unscaled_once(images: Path, tmp_path: Path) -> None:
+    norms = []
+    for scaled in (False, True):
+        run = prepare(compose(*overrides(images, "bits_fixed", tmp_path, "trainer.precision=16-mixed")), tmp_path)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        run.fabric.strategy._precision = Scaled("16-mixed", "cpu", scaler=scaler)
+        start_epoch(run, 0)
+        train_step(run, next(iter(run.loader)), 0)
+        norms.append(float(torch.stack([p.grad.norm() for p in run.network.parameters() if p.grad is not None]).norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_a_run_ends_with_its_epochs_whatever_it_is_told_to_stop_after(images: Path, tmp_path: Path) -> None:
+    run = run_tiny(images, "bits_fixed", tmp_path, "trainer.stop_after_epoch=9")
+    assert read_run(run)["epoch"] == 3 and read_run(run)["finished"]
+
+
+def test_a_run_that_was_killed_in_its_last_save_is_finished_by_the_next_call(images: Path, tmp_path: Path) -> None:
+    whole = run_tiny(images, "bits_fixed", tmp_path / "a")
+    killed = run_tiny(images, "bits_fixed", tmp_path / "b")
+    (killed / "head.safetensors").write_bytes(b"older")
+    run_tiny(images, "bits_fixed", tmp_path / "b")
+    assert weights(whole) == weights(killed) and read_run(killed)["finished"]
+
+
+def test_zero_means_never_between(images: Path, tmp_path: Path) -> None:
+    run = run_tiny(images, "bits_fixed", tmp_path, "trainer.save_every=0", "trainer.log_every=0")
+    assert read_run(run)["finished"] and len(logged(run)) == 3
+
+
+def test_overwriting_leaves_nothing_of_the_older_run(images: Path, tmp_path: Path) -> None:
+    run_tiny(images, "bits_fixed", tmp_path, "trainer.keep_every=1")
+    run = run_tiny(images, "bits_fixed", tmp_path, "trainer.epochs=1", "overwrite=true")
+    assert not (run / "epochs").exists() and read_run(run)["epoch"] == 1
+
+
+def test_resuming_takes_what_moves_no_number_and_refuses_the_rest(images: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(cli.Interrupted):
+        stop_at(2, patch)
+        run_tiny(images, "bits_fixed", tmp_path)
+    run = tmp_path / "bits_fixed-folder"
+    with pytest.raises(ValueError, match=r"optim\.lr=1 would make it another: leave it out"):
+        saved_config(run, quiet=True, words=["optim.lr=1"])
+    config = saved_config(run, quiet=True, words=["trainer.log_every=2"])
+    assert config.trainer.log_every == 2 and read_run(train(config))["finished"]
+
+
+def test_the_log_survives_a_disk_that_fills_while_it_is_written_anew(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text("step\n1\n")
+    log = object.__new__(Log)
+    log.path, log.rows, log.columns, log.file = file, [{"step": "1"}], [], None
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("csv.DictWriter.writerows", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        log._append({"step": "2", "loss": "1"})
+    assert file.read_text() == "step\n1\n"
+
+
+@pytest.mark.parametrize("objective", TWO_VIEWS)
+@pytest.mark.parametrize("recipe", ["small32", "small64"])
+def test_recipes_leave_objectives_of_two_views_their_views(objective: str, recipe: str, images: Path) -> None:
+    views = compose("data=folder", f"data_root={images}", f"objective={objective}", f"recipe={recipe}").views
+    assert views.local_crops == 0 and list(views.global_view.scale) == [0.08, 1.0]
+
+
+def test_objectives_of_two_views_refuse_more(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"VICReg trains on two views, got 3; set views\.local_crops=0"):
+        run_tiny(images, "vicreg", tmp_path, "views.local_crops=1")
 
 
 def test_configurations_reject_unknown_keys(images: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ VIEWS = [
     "views.local={size: 8, scale: [0.05, 0.4], blur_p: 0.5}",
 ]
 JOINT = ["objective.head.out=12", "objective.loss.bins=4"]
+TWO_VIEWS = ("barlow_twins", "imsvd", "music", "vicreg")
 HEADS = {
     "imsvd": JOINT,
     "music": JOINT,
@@ -53,6 +54,7 @@ def overrides(root: Path, objective: str, runs: Path, *more: str) -> list[str]:
         f"runs={runs}",
         NETWORK,
         *VIEWS,
+        *(["views.local_crops=0"] if objective in TWO_VIEWS else []),
         "objective.head.hidden=16",
         *HEADS.get(objective, ["objective.head.out=8"]),
         "optim.lr=0.02",

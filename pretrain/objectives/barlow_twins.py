@@ -49,6 +49,7 @@ class BarlowTwins(Objective):
     """Barlow Twins; `scale` multiplies the loss (older versions of the public code use 0.024)."""
 
     uses_teacher = False
+    two_views = True
     min_rows = 2
     batch_statistic = "cross-correlation"
 

@@ -31,6 +31,8 @@ class Objective(nn.Module):
     uses_teacher: ClassVar[bool] = True
     #: fewest rows (images of all processes) for which the statistic of the loss is defined
     min_rows: ClassVar[int] = 1
+    #: whether the loss is defined on two views alone
+    two_views: ClassVar[bool] = False
     #: what the loss forms over the whole batch and parts of it would change; empty: the loss is a mean over images
     batch_statistic: ClassVar[str] = "statistic"
     #: whether the sign of a head output is a bit of a message
@@ -76,6 +78,8 @@ class Objective(nn.Module):
             )
         if views < 2:
             raise ValueError(f"{type(self).__name__} needs two global views, got {views} views")
+        if self.two_views and views > 2:
+            raise ValueError(f"{type(self).__name__} trains on two views, got {views}; set views.local_crops=0")
 
 
 def cross_pairs(views: int, teacher_views: int = 2) -> Iterator[tuple[int, int]]:

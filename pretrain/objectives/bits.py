@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.distributed import gather_rows
+from pretrain.distributed import gather_rows, is_distributed
 from pretrain.messages import to_bits
 from pretrain.objectives.base import Objective, Output, check_views, partners
 from pretrain.ops import at_least_float32, coding_rate, coding_rate_bound, rate_factor
 
+AGREEMENT = {"reduction": "mean", "target": "hard", "tau": 1.0, "tau_student": 1.0}
+PAIRS = ("all", "global_only")
 SOURCES = ("student_global", "student_teacher_mean", "student_concat", "student_all")
 
 
@@ -27,6 +29,12 @@ def targets_from(teacher: Tensor, target: str, tau: float) -> Tensor:
     if target == "soft" and tau > 0:
         return torch.sigmoid(teacher.detach() / tau)
     raise ValueError(f"unknown target {target!r} with tau {tau}; use 'hard', or 'soft' with tau > 0")
+
+
+def check_pairs(pairs: str) -> None:
+    """Raises ValueError for an unknown rule."""
+    if pairs not in PAIRS:
+        raise ValueError(f"unknown pairs {pairs!r}; use {' or '.join(PAIRS)}")
 
 
 def binary_agreement(
@@ -47,8 +55,9 @@ def binary_agreement(
     Source: BITS, arXiv 2602.09764, eq. 8, extended to local views.
     """
     check_views(student, teacher)
-    if reduction not in ("mean", "sum") or pairs not in ("all", "global_only"):
-        raise ValueError(f"unknown reduction {reduction!r} or pairs {pairs!r}; use mean|sum and all|global_only")
+    check_pairs(pairs)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"unknown reduction {reduction!r}; use mean or sum")
     student, teacher = at_least_float32(student) / tau_student, at_least_float32(teacher)
     if pairs == "global_only":
         student = student[:2]
@@ -64,6 +73,7 @@ def cosine_agreement(student: Tensor, teacher: Tensor, *, pairs: str = "all") ->
     Source: BITS, arXiv 2602.09764, Table 3.
     """
     check_views(student, teacher)
+    check_pairs(pairs)
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     if pairs == "global_only":
         student = student[:2]
@@ -131,12 +141,17 @@ def bits_loss(
     """
     check_views(student, teacher)
     if normalize_logits:
-        student, teacher = F.normalize(student, dim=-1), F.normalize(teacher, dim=-1)
+        student, teacher = (F.normalize(at_least_float32(logits), dim=-1) for logits in (student, teacher))
     if agreement == "bce":
         agree = binary_agreement(
             student, teacher, reduction=reduction, target=target, tau=tau, tau_student=tau_student, pairs=pairs
         )
     elif agreement == "cosine":
+        given = {"reduction": reduction, "target": target, "tau": tau, "tau_student": tau_student}
+        if foreign := [key for key, value in given.items() if value != AGREEMENT[key]]:
+            raise ValueError(
+                f"{foreign[0]}={given[foreign[0]]!r} is of agreement=bce; the cosine has hard targets alone"
+            )
         agree = cosine_agreement(student, teacher, pairs=pairs)
     else:
         raise ValueError(f"unknown agreement {agreement!r}; use bce or cosine")
@@ -189,7 +204,12 @@ class Bits(Objective):
     def forward(self, student: Tensor, teacher: Tensor | None) -> Output:
         """Loss of one step; logs agreement, rate and rate over its bound."""
         assert teacher is not None
-        loss, agreement, rate = bits_loss(student, teacher, **self.choices)
+        try:
+            loss, agreement, rate = bits_loss(student, teacher, **self.choices)
+        except FloatingPointError:
+            if not is_distributed():
+                raise
+            loss = agreement = rate = student.sum() * math.nan  # the rows of all follow, on which all stop together
         with torch.no_grad():
             rows = gather_rows(student[0].detach())
             eps = self.choices.get("eps", 0.05)

@@ -79,6 +79,7 @@ class JointEntropy(Objective):
     """Joint entropies of two views; `bins` is k, the number of variables is the head's width over it."""
 
     uses_teacher = False
+    two_views = True
     min_rows = 2
     batch_statistic = "joint distribution"
 

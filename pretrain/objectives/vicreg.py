@@ -51,6 +51,7 @@ class VICReg(Objective):
     """VICReg with its three coefficients."""
 
     uses_teacher = False
+    two_views = True
     min_rows = 2
     batch_statistic = "variance and covariance"
 
