@@ -71,6 +71,7 @@ def bare_step(run: Run, views: list[torch.Tensor]) -> None:
     if run.teacher is not None:
         with torch.no_grad(), run.fabric.autocast():
             run.teacher(views[:2])
+    run.depth.begin(0, 0, len(views[0]), len(views[0]))
     run.fabric.backward(run.student(views).float().square().mean())
     run.student.zero_grad()
 

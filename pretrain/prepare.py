@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from pretrain.backbones import Backbone
 from pretrain.datasets import ImageData, ImageError, centre_view
+from pretrain.depth import Rows, follow_images
 from pretrain.heads import build_head
 from pretrain.log import describe_machine
 from pretrain.loggers import check_loggers
@@ -50,6 +51,7 @@ class Run:
     trainer: dict[str, Any]
     clip: tuple[float, str]
     probe: Tensor
+    depth: Rows
     step: int = 0
     skipped: int = 0
     seconds: float = 0.0
@@ -217,6 +219,7 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     check_images(images, views, backbone.patch_size, trainer["upscale"])
     head = {**head, "dim": backbone.dim}
     network = Network(backbone, build_head(head))
+    depth = follow_images(backbone)
     check_accumulation(objective, network, trainer["accumulate"], trainer["batch_size"], fabric.world_size)
     objective.parts = trainer["accumulate"]
     batches = EpochBatches(len(images), trainer["batch_size"], seed, fabric.global_rank, fabric.world_size)
@@ -249,5 +252,5 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
         fabric, student, teacher, objective.to(fabric.device), optimizer, batches, loader,
         make_schedules(optim, config["ema"], trainer["epochs"], len(batches), trainer["batch_size"]),
         HeadReset(**config["head_reset"]), directory, info, trainer, (optim["clip_grad"], optim["clip_mode"]),
-        probe_images(images, backbone),
+        probe_images(images, backbone), depth,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """A run on disk: what is saved, which epochs are kept, and how a run goes on or starts from another's weights.
 
 Nothing here depends on the number of processes: every process reads the same state, and what a step draws follows from
-(seed, epoch, image) alone. A run goes on with more or fewer processes, then equal up to the order of sums.
+(seed, epoch or step, image) alone. A run goes on with more or fewer processes, then equal up to the order of sums.
 """
 
 from __future__ import annotations

@@ -78,12 +78,15 @@ def last_epoch(trainer: Mapping[str, Any]) -> int:
 def train_step(run: Run, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]:
     """One step: schedules, views, teacher, student, loss, backward, clipping, optimiser, teacher update."""
     fabric, it = run.fabric, run.step
-    torch.manual_seed(hash_seed(run.info["seed"], it, fabric.global_rank))  # stochastic depth
+    torch.manual_seed(hash_seed(run.info["seed"], it, fabric.global_rank))  # dropout, where a backbone is given any
     write_rates(run, epoch)
     run.optimizer.zero_grad()
     parts = split_batch(batch, run.trainer["accumulate"])
     outputs = []
+    share = run.batches.batch_size // fabric.world_size
     for i, part in enumerate(parts, 1):
+        first = fabric.global_rank * share + (i - 1) * share // len(parts)
+        run.depth.begin(hash_seed(run.info["seed"], it), first, share // len(parts), run.batches.batch_size)
         with unsynchronised(run) if i < len(parts) else contextlib.nullcontext():
             outputs.append(forward_backward(run, part, epoch, len(parts)))
     if fabric.strategy.precision.precision == "16-mixed":
