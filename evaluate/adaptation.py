@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from evaluate import adapt, importer, trainings
 from evaluate import run as evaluation
+from evaluate.processes import Processes
 from evaluate.tasks.base import Unavailable
 from pretrain import cli
 from pretrain.checkpoint import CheckpointError, read_run
@@ -173,7 +174,9 @@ def curves(checkpoints: Iterable[str], settings: DictConfig, runs: str) -> dict[
 
 
 def train(config: DictConfig, found: Sequence[Pairing]) -> list[str]:
-    """Adapt what is not adapted yet; returns the names of those that failed."""
+    """Adapt what is not adapted yet; returns the names of those that failed. Raises ValueError under torchrun."""
+    if Processes.from_environment().world > 1:
+        raise ValueError("torchrun shares out an evaluation, not these trainings: run the command without it; jobs=...")
     settings, runs = config.adaptation, Path(config.runs)
     told, images = list(map(str, settings.settings)), fingerprints({p.target for p in found}, config.data_root)
     missing = {p.name: p for p in found if not is_adapted(runs / p.name, p, settings.epochs, told, images[p.target])}
@@ -200,12 +203,15 @@ def run(config: DictConfig) -> None:
 
 def measure(config: DictConfig, wanted: Mapping[str, list[dict[str, Any]]]) -> None:
     """Evaluate a plan and rewrite the tables."""
-    evaluator = evaluation.make_evaluator(config)
+    evaluator, plan, lost = evaluation.make_evaluator(config), evaluation.as_items(wanted), list[str]()
     try:
-        evaluator.evaluate(evaluation.as_items(wanted))
+        if config.jobs != 1 or config.launcher != "processes":
+            lost = evaluation.evaluate_together(evaluator, wanted, plan, config, Processes())
+        else:
+            evaluator.evaluate(plan)
     except KeyboardInterrupt:
         raise cli.Interrupted("what is recorded stays; the same command goes on from there") from None
-    evaluation.finish(evaluator, config.output)
+    evaluation.finish(evaluator, config.output, lost)
 
 
 def main() -> None:

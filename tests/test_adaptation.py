@@ -73,6 +73,8 @@ def test_only_a_finished_adaptation_of_these_weights_and_length_counts_as_done(t
     saved_adapted(tmp_path, parent, "shapeworld_style")
     assert adaptation.is_adapted(folder, pairing, None) and adaptation.is_adapted(folder, pairing, 4)
     assert not adaptation.is_adapted(folder, pairing, 5)
+    assert not adaptation.is_adapted(folder, pairing, 4, ["trainer.batch_size=7"])
+    assert not adaptation.is_adapted(folder, pairing, 4, images="another fingerprint")
     saved_adapted(tmp_path, parent, "shapeworld_style", finished=False)
     assert not adaptation.is_adapted(folder, pairing, 4)
     save_tiny_run(tmp_path, name="p", seed=99, data={"name": "shapeworld", "fingerprint": "none"})

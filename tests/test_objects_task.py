@@ -276,6 +276,9 @@ def test_kept_results_of_other_weights_are_not_met(run, tmp_path):
     other = subject(save_tiny_run(tmp_path / "runs", seed=7), Data("x", {}), tmp_path).backbone
     Partial(store, mine, "t", {"a": 1}).add("i", {"v": [np.float64(0.5)]})
     assert dict(Partial(store, mine, "t", {"a": 1})) == {"i": {"v": [0.5]}}
+    [file] = Partial(store, mine, "t", {"a": 1}).folder.glob("*.jsonl")
+    file.write_bytes(b'{"item": \n[1]\n' + file.read_bytes() + b'{"item": "j"')
+    assert dict(Partial(store, mine, "t", {"a": 1})) == {"i": {"v": [0.5]}}, "damaged lines are computed anew"
     assert not Partial(store, other, "t", {"a": 1}) and not Partial(store, mine, "t", {"a": 2})
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from evaluate.leaderboard import curves, page
 from evaluate.leaderboard.table import BASELINES, SMOKE, build
 from evaluate.records import Score, Status, write
+from evaluate.storage import slug
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028&amp;"
 
@@ -386,3 +387,10 @@ def test_a_thousand_checkpoints_by_fifty_columns_are_drawn_page_by_page(browser)
     assert "1–50 of 1000 checkpoints, 50 columns" in document and document.count('scope="row"') == 50
     milliseconds = float(re.search(r"<title>([\d.]+)</title>", document)[1])
     assert milliseconds < 2000, f"one page took {milliseconds} ms to draw"
+
+
+def test_a_name_that_is_no_utf8_is_shown_and_stops_nothing(tmp_path):
+    name = b"caf\xe9".decode(errors="surrogateescape")
+    text = page.embed({"name": name})
+    assert json.loads(text) == {"name": name} and text.encode()
+    assert slug(name).isascii() and slug(name) != slug(name + "x")

@@ -314,6 +314,21 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(images: Path, tmp_p
         load_backbone(run)
     with pytest.raises(CheckpointError, match="no run at"):
         load_backbone(tmp_path / "missing")
+    described = dict(info["backbone"])
+    for change, says in (
+        ({"embed_dim": 10**6}, "of another architecture"),  # terabytes, were it allocated
+        ({"depth": 10**6}, "it speaks of 1000000 blocks"),
+        ({"pretrained": True}, "takes no 'pretrained'"),
+        ({"checkpoint_path": "/tmp/x.pth"}, "takes no 'checkpoint_path'"),
+    ):
+        info["backbone"] = described | change
+        (run / "run.json").write_text(json.dumps(info))
+        with pytest.raises(ValueError, match=says):
+            load_backbone(run)
+    for content in ("[]", '{"schema": 1, "name": "x"}'):
+        (run / "run.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+            load_backbone(run)
 
 
 def test_training_in_16_bits_learns_saves_and_goes_on(images: Path, tmp_path: Path) -> None:
