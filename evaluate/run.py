@@ -38,10 +38,10 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (cli.CONFIGS / group).glob("*.yaml"))
 
 
-def build(config: Any) -> Any:
-    """Instantiate a configuration; what its constructor raises comes through as it is."""
+def build(config: Any, **more: Any) -> Any:
+    """Instantiate a configuration, with more settings; what its constructor raises comes through as it is."""
     try:
-        return hydra.utils.instantiate(config, _convert_="all")
+        return hydra.utils.instantiate(config, _convert_="all", **more)
     except InstantiationException as error:
         raise (error.__cause__ or error) from None
 
@@ -78,9 +78,7 @@ def load_data(name: str, root: str | Path, *, skip_bad: bool = False) -> Data:
 
 def open_split(reader: DictConfig, skip_bad: bool) -> Any:
     """Open the reader of a split."""
-    images = build(reader)
-    images.skip_bad = skip_bad
-    return images
+    return build(reader, skip_bad=skip_bad)
 
 
 def load_suite(name: str) -> list[dict[str, Any]]:

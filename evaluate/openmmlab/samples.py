@@ -127,7 +127,7 @@ def mask_samples(images: MaskData, augmentation: Augmentation, seed: int) -> Sam
 def instance_samples(images: InstanceData, augmentation: Augmentation, seed: int, masks: bool) -> Samples:
     """Samples for mmdet with boxes and, if asked for, masks; crowds are marked to be ignored.
 
-    Raises ImageError naming an annotation whose box lies outside its image.
+    A sample of an image of another size than its annotations are for raises ImageError naming it.
     """
     from mmdet.registry import TRANSFORMS
 
@@ -157,7 +157,7 @@ def instance_samples(images: InstanceData, augmentation: Augmentation, seed: int
 
 
 class Truth:
-    """Annotations of an instance set in mmdet's terms; classes are categories by their place in the file."""
+    """Annotations of an instance set in mmdet's terms; classes are categories by ascending id."""
 
     def __init__(self, images: InstanceData, masks: bool):
         self.images, self.masks = images, masks
