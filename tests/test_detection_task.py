@@ -235,7 +235,12 @@ def test_an_image_of_another_size_than_its_annotations_is_named_or_left_out(root
         task("detection_retinanet", iterations=1, warmup=0).run(given)
     given.data.split("instances").skip_bad = True
     result = task("detection_retinanet", iterations=1, warmup=0).run(given)
-    assert result.skipped == {"test images": 1} and len(result.outcomes["sample_id"]) == 4
+    assert result.skipped == {"test images": 1, "training images": 0} and len(result.outcomes["sample_id"]) == 4
+    Image.new("RGB", (20, 32)).save(root / "train" / "1.png")
+    given = subject(run, squares(root), tmp_path / "again")
+    given.data.split("instances").skip_bad = given.data.split("instances_train").skip_bad = True
+    counted = task("detection_retinanet", iterations=4).run(given).skipped
+    assert counted == {"test images": 1, "training images": 1}
 
 
 def test_objects_of_pascal_voc_get_their_classes(tmp_path):

@@ -50,7 +50,7 @@ class Samples(Dataset):
     """(draw, row) -> a training sample of image `row`, or with draw -1 a test sample without annotation.
 
     make: image `row` as the dictionary that the transforms work on. With `images.skip_bad` the next image stands in
-    for a damaged one in training.
+    for a damaged one in training, whose row is then among "damaged" of the sample.
     """
 
     def __init__(self, images: Any, make: Callable[[int], Sample], steps: list, plain: list, test: list, seed: int):
@@ -65,12 +65,15 @@ class Samples(Dataset):
         draw, row = key
         if draw < 0:
             return transformed(self.make(row), self.test) or {}
+        damaged: list[int] = []
         for step in range(len(self.images) if self.images.skip_bad else 1):
+            place = (row + step) % len(self.images)
             try:
-                return self.drawn(draw, (row + step) % len(self.images))
+                return self.drawn(draw, place) | {"damaged": damaged}
             except ImageError:
                 if not self.images.skip_bad:
                     raise
+                damaged.append(place)
         raise ImageError(f"no image of {self.images.name} can be used")
 
     def drawn(self, draw: int, row: int) -> Sample:

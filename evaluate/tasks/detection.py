@@ -170,7 +170,7 @@ class Detection(HeadTask):
             result.scores |= region_scores(truth, found, region)
             by_image = coco_image_ap(truth, found, iou_type=IOU_TYPES[region])
             result.outcomes[f"{region}_ap"] = np.array([by_image[test.ids[row]] for row in rows])
-        result.skipped = {"test images": len(test) - len(rows)}
+        result.skipped = {"test images": len(test) - len(rows), "training images": len(training.damaged)}
         empty = len(subject.data.split(self.train_split)) - len(training.rows)
         result.notes = [budget(training.schedule, len(training.rows))]
         result.notes += [f"{empty} training images without an object left out"] if empty else []
