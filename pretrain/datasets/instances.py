@@ -146,7 +146,7 @@ class VOCBoxes(InstanceData):
                 raise ImageError(f"{source.root}/{where}: {wrong[0]!r} is none of {', '.join(names)}")
             truth["images"].append({"id": number, "file_name": f"{image}.jpg", "width": size[0], "height": size[1]})
             for (x, y, w, h), object_name in zip(boxes, found, strict=True):
-                item = {"id": len(truth["annotations"]) + 1, "image_id": number, "iscrowd": 0}
+                item: dict[str, Any] = {"id": len(truth["annotations"]) + 1, "image_id": number, "iscrowd": 0}
                 item["category_id"] = names[object_name] if classes else 1
                 item |= {"bbox": [x, y, w, h], "area": w * h}
                 if outside := _outside(item["bbox"], *size):
