@@ -388,6 +388,12 @@ def test_coco_images_come_by_id_with_their_boxes_and_crowds_apart(tmp_path):
         ({"annotations": [{"id": 5, "image_id": [], "bbox": [0, 0, 1, 1]}]}, r"names image id \[\], which is not"),
         ({"annotations": [{"id": 5, "image_id": 7, "bbox": [0, 0]}]}, r"has bbox \[0, 0\], expected four finite"),
         ({"annotations": [{"id": 5, "image_id": 7, "bbox": [0, 0, "4", 1]}]}, "has bbox .*'4'.*, expected four finite"),
+        (
+            {"annotations": [{"id": 5, "image_id": 7, "bbox": [0, 0, None, 1]}]},
+            "has bbox .*None.*, expected four finite",
+        ),
+        ({"annotations": [ONE | {"segmentation": [[0, 0, 1, 0, 1, "1"]]}]}, r"has polygon \[0, 0, 1, 0, 1, '1'\]"),
+        ({"annotations": [ONE | {"segmentation": [0, 0, 1, 0, 1, 1]}]}, r"has segmentation \[0, 0, 1, .* polygons or"),
         ({"annotations": [ONE | {"segmentation": [[0, 0, 1, 1]]}]}, r"has polygon \[0, 0, 1, 1\], expected x, y of at"),
         ({"annotations": [ONE | {"segmentation": {"size": [6, 4], "counts": []}}]}, r"a mask of size \[6, 4\] for an"),
         ({"images": [{"file_name": "b.jpg", "height": 4, "width": 6}]}, "image at place 0 of the list lacks id"),
