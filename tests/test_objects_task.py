@@ -191,6 +191,10 @@ def test_a_damaged_image_is_named_or_left_out_and_counted(root, run, tmp_path):
     given.data.split("instances").skip_bad = True
     result = Objects(**SETTINGS).run(given)
     assert result.skipped == {"images": 1} and len(result.outcomes["sample_id"]) == 5
+    folder = lambda: Unannotated(root / "coco" / "val2017", name="folder", skip_bad=True)  # noqa: E731
+    assert Objects(**SETTINGS).run(subject(run, Data("folder", {"instances": folder}), tmp_path)).skipped == {
+        "images": 1
+    }
     assert CorLoc(size=64).run(given).skipped["images"] == 1
 
 
