@@ -29,6 +29,7 @@ from evaluate.leaderboard.escape import terminal
 from evaluate.processes import Processes
 from evaluate.tasks.base import Data, Task
 from pretrain import cli
+from pretrain.datasets.splits import image_split
 
 DEFAULT_SUITE = "shapeworld"
 
@@ -38,10 +39,10 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (cli.CONFIGS / group).glob("*.yaml"))
 
 
-def build(config: Any) -> Any:
-    """Instantiate a configuration; what its constructor raises comes through as it is."""
+def build(config: Any, **more: Any) -> Any:
+    """Instantiate a configuration, with more settings; what its constructor raises comes through as it is."""
     try:
-        return hydra.utils.instantiate(config, _convert_="all")
+        return hydra.utils.instantiate(config, _convert_="all", **more)
     except InstantiationException as error:
         raise (error.__cause__ or error) from None
 
@@ -66,21 +67,26 @@ def load_task(name: str, **settings: Any) -> Task:
 
 
 def load_data(name: str, root: str | Path, *, skip_bad: bool = False) -> Data:
-    """A dataset by name, prepared where it makes itself; its splits are opened when first used."""
+    """A dataset by name, prepared where it makes itself; its splits are opened when first used.
+
+    Where all images are annotated, those of masks or instances are the train and test splits of tasks without labels.
+    """
     config = read("data", name)
     config.data_root = str(root)
     if config.prepare is not None:
         with contextlib.redirect_stdout(io.StringIO()):  # it says so where there is nothing to do
             build(config.prepare)
     readers = {str(split): partial(open_split, reader, skip_bad) for split, reader in config.splits.items()}
-    return Data(config.name, readers, bool(config.smoke))
+    shared: dict[str, Any] = {}
+    for part in ("train", "test"):
+        with contextlib.suppress(ValueError):
+            shared[part] = readers[image_split(readers, part)]
+    return Data(config.name, readers | shared, bool(config.smoke))
 
 
 def open_split(reader: DictConfig, skip_bad: bool) -> Any:
     """Open the reader of a split."""
-    images = build(reader)
-    images.skip_bad = skip_bad
-    return images
+    return build(reader, skip_bad=skip_bad)
 
 
 def load_suite(name: str) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from pretrain.backbones import Backbone
 from pretrain.datasets import ImageData, ImageError, centre_view
+from pretrain.datasets.splits import image_split
 from pretrain.depth import Rows, follow_images
 from pretrain.heads import build_head
 from pretrain.log import describe_machine
@@ -208,7 +209,8 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
         hydra.utils.instantiate(cfg.data.prepare)
     fabric.barrier()
     check_loggers(trainer["loggers"])
-    images: ImageData = hydra.utils.instantiate(cfg.data.splits.train, skip_bad=trainer["skip_bad"])
+    split = cfg.data.splits[image_split(cfg.data.splits, "train")]
+    images: ImageData = hydra.utils.instantiate(split, skip_bad=trainer["skip_bad"])
     views: list[View] = hydra.utils.instantiate(cfg.views)
     head = config["objective"]["head"]
     objective: Objective = hydra.utils.instantiate(cfg.objective.loss, head=head, _convert_="all")

@@ -29,6 +29,7 @@ from pretrain.checkpoint import CheckpointError, file_digest, read_run, resume_r
 from pretrain.curves import write_curves
 from pretrain.datasets import ImageData
 from pretrain.datasets.overlap import overlap
+from pretrain.datasets.splits import image_split
 from pretrain.distributed import mean_over_processes
 from pretrain.log import Log, Progress
 from pretrain.objectives.base import Output
@@ -209,12 +210,11 @@ def objective_remarks(run: Run) -> list[str]:
 
 def note_overlap(run: Run, cfg: DictConfig) -> None:
     """Warn of training images that are in the test split of the same data too, and keep their number."""
-    held_out = cfg.data.splits.get("test")
-    if not cfg.trainer.check_overlap or held_out is None:
+    if not cfg.trainer.check_overlap:
         return
     try:
-        test: ImageData = hydra.utils.instantiate(held_out)
-    except InstantiationException:
+        test: ImageData = hydra.utils.instantiate(cfg.data.splits[image_split(cfg.data.splits, "test")])
+    except (ValueError, InstantiationException):
         return  # no test split here, so nothing is measured on it either
     images: ImageData = run.loader.dataset.images  # type: ignore[attr-defined]
     found = overlap(images, test)

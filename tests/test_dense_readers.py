@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
+from evaluate.run import open_split
 from pretrain.datasets import ImageError
 from pretrain.datasets.cityscapes import Cityscapes
 from pretrain.datasets.indexed import decode_labels, encode_labels
-from pretrain.datasets.instances import CocoInstances, Unannotated, VOCBoxes
+from pretrain.datasets.instances import CocoInstances, Unannotated, VOCBoxes, has_mask
 from pretrain.datasets.masks import ADE20K, CamVid, Masks, VOCMasks
 from pretrain.datasets.videos import Davis
 from pretrain.shapeworld import davis_palette
@@ -79,6 +82,26 @@ def test_a_mask_of_another_size_names_both_sizes(pair):
 def test_a_label_that_is_no_class_is_named(pair):
     with pytest.raises(ImageError, match=r"holds label 11, but .* has 11 classes \(0\.\.10\)"):
         Masks(pair, "images", "masks", 11).mask(0)
+
+
+def test_more_classes_than_a_mask_can_hold_beside_void_are_refused(pair):
+    assert len(Masks(pair, "images", "masks", 255).classes) == 255
+    put(pair / "masks" / "a.png", np.full((2, 3), 300, np.uint16))
+    for classes in (400, None):  # given, or counted: 300 would become 44
+        with pytest.raises(ValueError, match=r"has (400|301) classes, but masks hold at most 255"):
+            Masks(pair, "images", "masks", classes)
+    put(pair / "masks" / "a.png", np.full((2, 3), 256, np.uint16))
+    with pytest.raises(ImageError, match="holds label 256, but .* has 20 classes"):  # not void by its shift
+        Masks(pair, "images", "masks", 20, shift=1).mask(0)
+
+
+def test_a_damaged_mask_does_not_keep_others_from_counting_classes(pair):
+    put(pair / "images" / "b.png", np.zeros((2, 3, 3), np.uint8))
+    text(pair / "masks" / "b.png", "no image")
+    with pytest.raises(ImageError, match=r"cannot decode mask .*masks/b\.png"):
+        Masks(pair, "images", "masks")
+    data = Masks(pair, "images", "masks", skip_bad=True)
+    assert len(data.classes) == 12 and len(data) == 2  # counted when it is read
 
 
 def test_a_damaged_mask_is_named(pair):
@@ -153,6 +176,30 @@ def test_voc_annotations_may_not_define_entities(voc):
         VOCBoxes(voc, "trainval")
     text(voc / "VOCdevkit/VOC2012/Annotations/c.xml", "<annotation><size/></annotation>")
     with pytest.raises(ImageError, match=r"c\.xml is no PASCAL VOC annotation"):
+        VOCBoxes(voc, "trainval")
+
+
+BOX = "<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>2</ymax></bndbox>"
+
+
+@pytest.mark.parametrize(
+    "ends, says",
+    [
+        ((9, 12), r"c\.xml: an object 'cat' has box \[8\.0, 0\.0, 4\.0, 2\.0\] outside its image of 3 x 2 pixels"),
+        ((3, 1), r"c\.xml .*box \[3\.0, 1\.0, 1\.0, 2\.0\] ends before it begins"),
+        (("nan", 2), r"c\.xml .*box \[nan, 1\.0, 2\.0, 2\.0\]"),
+    ],
+)
+def test_voc_boxes_that_no_image_can_hold_are_named(voc, ends, says):
+    body = f"<size><width>3</width><height>2</height></size><object><name>cat</name>{BOX.format(*ends)}</object>"
+    text(voc / "VOCdevkit/VOC2012/Annotations/c.xml", f"<annotation>{body}</annotation>")
+    with pytest.raises(ImageError, match=says):
+        VOCBoxes(voc, "trainval")
+
+
+def test_voc_boxes_name_the_annotation_that_is_missing(voc):
+    (voc / "VOCdevkit/VOC2012/Annotations/c.xml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Annotations/c\.xml; expected JPEGImages/<id>\.jpg"):
         VOCBoxes(voc, "trainval")
 
 
@@ -316,6 +363,9 @@ def instances(root: Path, **changes: object) -> Path:
     return root
 
 
+ONE = {"id": 5, "image_id": 7, "category_id": 3, "bbox": [0, 0, 1, 1]}
+
+
 def test_coco_images_come_by_id_with_their_boxes_and_crowds_apart(tmp_path):
     data = CocoInstances(instances(tmp_path), "val2017")
     assert data.ids == [2, 7] and data.paths == ["val2017/a.jpg", "val2017/b.jpg"]
@@ -330,6 +380,28 @@ def test_coco_images_come_by_id_with_their_boxes_and_crowds_apart(tmp_path):
     [
         ({"annotations": [{"id": 5, "image_id": 9, "bbox": [0, 0, 1, 1]}]}, "annotation 5 names image id 9"),
         ({"annotations": [{"id": 5, "image_id": 7, "bbox": [0, 0, -1, 1]}]}, "annotation 5 has box .* negative size"),
+        ({"annotations": None}, "'annotations' is None, expected a list"),
+        ({"annotations": [7]}, "annotation at place 0 of the list is 7, expected an object"),
+        ({"annotations": [{"image_id": 7, "category_id": 3}]}, "annotation at place 0 of the list lacks bbox"),
+        ({"annotations": [{"id": 5, "bbox": [0, 0, 1, 1]}]}, "annotation 5 lacks image_id"),
+        ({"annotations": [{"id": 5, "image_id": 7, "bbox": [0, 0, 1, 1]}]}, "annotation 5 lacks category_id"),
+        ({"annotations": [{"id": 5, "image_id": [], "bbox": [0, 0, 1, 1]}]}, r"names image id \[\], which is not"),
+        ({"annotations": [{"id": 5, "image_id": 7, "bbox": [0, 0]}]}, r"has bbox \[0, 0\], expected four finite"),
+        ({"annotations": [{"id": 5, "image_id": 7, "bbox": [0, 0, "4", 1]}]}, "has bbox .*'4'.*, expected four finite"),
+        (
+            {"annotations": [{"id": 5, "image_id": 7, "bbox": [0, 0, None, 1]}]},
+            "has bbox .*None.*, expected four finite",
+        ),
+        ({"annotations": [ONE | {"segmentation": [[0, 0, 1, 0, 1, "1"]]}]}, r"has polygon \[0, 0, 1, 0, 1, '1'\]"),
+        ({"annotations": [ONE | {"segmentation": [0, 0, 1, 0, 1, 1]}]}, r"has segmentation \[0, 0, 1, .* polygons or"),
+        ({"annotations": [ONE | {"segmentation": [[0, 0, 1, 1]]}]}, r"has polygon \[0, 0, 1, 1\], expected x, y of at"),
+        ({"annotations": [ONE | {"segmentation": {"size": [6, 4], "counts": []}}]}, r"a mask of size \[6, 4\] for an"),
+        ({"images": [{"file_name": "b.jpg", "height": 4, "width": 6}]}, "image at place 0 of the list lacks id"),
+        ({"images": [{"id": 7, "height": 4, "width": 6}]}, "image 7 lacks file_name"),
+        ({"images": [{"id": 7, "file_name": "b.jpg", "height": 4}]}, "image 7 lacks width"),
+        ({"images": [{"id": 7, "file_name": "b.jpg", "height": "4", "width": 6}]}, "image 7 has height '4', expected"),
+        ({"images": [{"id": 7, "file_name": "b.jpg", "height": 4, "width": 6}] * 2}, "image 7 is listed twice"),
+        ({"categories": [{"id": 3}]}, "category 3 lacks name"),
     ],
 )
 def test_a_wrong_annotation_is_named(tmp_path, changes, says):
@@ -347,6 +419,50 @@ def test_a_file_that_is_no_instances_file_is_named(tmp_path):
         CocoInstances(tmp_path, "val2017")
     with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json; expected annotations/"):
         CocoInstances(tmp_path, "train2017")
+
+
+def test_classes_are_categories_by_ascending_id_whatever_the_order_of_the_file(tmp_path):
+    listed = [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}]
+    data = CocoInstances(instances(tmp_path, categories=listed), "val2017")
+    assert data.classes == ["cat", "dog"] and [c["id"] for c in data.truth["categories"]] == [3, 9]
+
+
+def test_an_empty_list_of_polygons_is_no_mask():
+    assert not any(map(has_mask, ({}, {"segmentation": None}, {"segmentation": []}, {"segmentation": [[]]})))
+    assert has_mask({"segmentation": [[0, 0, 1, 0, 1, 1]]})
+    assert has_mask({"segmentation": {"size": [1, 1], "counts": []}})
+
+
+def test_a_missing_folder_of_images_is_named_when_the_set_is_opened(tmp_path):
+    place = instances(tmp_path) / "coco" / "val2017"
+    place.rename(place.with_name("pictures"))
+    with pytest.raises(FileNotFoundError, match=r"coco/val2017; expected annotations/ with .* and val2017/<file_name>"):
+        CocoInstances(tmp_path, "val2017")
+    assert len(CocoInstances(tmp_path, "val2017", images="pictures")) == 2
+
+
+def test_names_that_are_no_utf8_have_a_fingerprint(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    photo(tmp_path / "images" / f"{odd}.png")
+    put(tmp_path / "masks" / f"{odd}.png", LABELS)
+    assert Masks(tmp_path, "images", "masks", 12).fingerprint
+    assert Unannotated(tmp_path, folder="images").fingerprint
+    write_video(tmp_path / "DAVIS", odd)
+    (tmp_path / "DAVIS" / "ImageSets").mkdir()
+    (tmp_path / "DAVIS" / "ImageSets" / "val.txt").write_bytes(b"caf\xe9\n")
+    assert Davis(tmp_path, "val").fingerprint
+
+
+def test_a_damaged_image_does_not_refuse_a_plain_folder_where_such_are_left_out(tmp_path):
+    photo(tmp_path / "x" / "a.jpg", 5, 7)
+    text(tmp_path / "x" / "b.jpg", "no image")
+    with pytest.raises(ImageError, match=r"cannot decode .*b\.jpg"):
+        Unannotated(tmp_path)
+    reader = OmegaConf.create({"_target_": "pretrain.datasets.instances.Unannotated", "root": str(tmp_path)})
+    data = open_split(reader, True)
+    assert len(data) == 2 and data.skip_bad and data.size(0) == (5, 7)
+    with pytest.raises(ImageError, match=r"b\.jpg"):
+        data.image(1)  # where a task leaves it out and counts it
 
 
 def test_a_plain_folder_of_images_has_sizes_and_no_objects(tmp_path):

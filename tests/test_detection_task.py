@@ -197,6 +197,31 @@ def test_a_wrong_annotation_is_named(root, change, says):
         CocoInstances(root, "val", folder="")
 
 
+def test_labels_of_training_and_ids_of_results_agree_whatever_the_order_of_either_file(root, run, tmp_path):
+    from evaluate.openmmlab.samples import Truth
+
+    listed = [{"id": 7, "name": "blue"}, {"id": 3, "name": "red"}]
+    write(root, "train", 7, categories=listed)
+    given = subject(run, squares(root), tmp_path)
+    task("detection_retinanet").check(given)
+    train, test = (given.data.split(split) for split in ("instances_train", "instances"))
+    assert train.classes == test.classes == ["red", "blue"]
+    assert Truth(train, masks=False).label == Truth(test, masks=False).label == {3: 0, 7: 1}
+
+
+def test_empty_lists_of_polygons_are_no_masks(root, run, tmp_path):
+    write(root, "val", 5, masks=False)
+    file = root / "annotations" / "instances_val.json"
+    truth = json.loads(file.read_text())
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = []
+    file.write_text(json.dumps(truth))
+    with pytest.raises(Unavailable, match="have no masks; use task=detection_retinanet"):
+        task().check(subject(run, squares(root), tmp_path))
+    with pytest.raises(ValueError, match="annotation 1 of .* has no segmentation"):
+        coco_ap(file, [], iou_type="segm")
+
+
 def test_an_empty_annotation_file_is_named(root):
     (root / "annotations" / "instances_val.json").write_text("")
     with pytest.raises(FileNotFoundError, match=r"instances_val\.json; expected annotations/"):
@@ -210,7 +235,12 @@ def test_an_image_of_another_size_than_its_annotations_is_named_or_left_out(root
         task("detection_retinanet", iterations=1, warmup=0).run(given)
     given.data.split("instances").skip_bad = True
     result = task("detection_retinanet", iterations=1, warmup=0).run(given)
-    assert result.skipped == {"test images": 1} and len(result.outcomes["sample_id"]) == 4
+    assert result.skipped == {"test images": 1, "training images": 0} and len(result.outcomes["sample_id"]) == 4
+    Image.new("RGB", (20, 32)).save(root / "train" / "1.png")
+    given = subject(run, squares(root), tmp_path / "again")
+    given.data.split("instances").skip_bad = given.data.split("instances_train").skip_bad = True
+    counted = task("detection_retinanet", iterations=4).run(given).skipped
+    assert counted == {"test images": 1, "training images": 1}
 
 
 def test_objects_of_pascal_voc_get_their_classes(tmp_path):

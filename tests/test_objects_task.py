@@ -91,6 +91,16 @@ def test_objects_that_features_tell_apart_are_found_at_the_original_size(root, r
     assert corloc.scores["corloc"].value == 1 and corloc.skipped["images without an object"] == 1
 
 
+def test_boxes_with_empty_lists_of_polygons_have_no_ap_of_masks(root, run, tmp_path):
+    file = root / "coco" / "annotations" / "instances_val2017.json"
+    truth = json.loads(file.read_text())
+    for annotation in truth["annotations"]:
+        annotation["segmentation"] = []
+    file.write_text(json.dumps(truth))
+    scores = Objects(**SETTINGS).run(subject(run, squares(root), tmp_path)).scores
+    assert {name.partition("_")[0] for name in scores} == {"box"}
+
+
 def test_a_crf_draws_masks_to_the_edges_of_the_object(root, run, tmp_path, monkeypatch):
     square_cut(monkeypatch)
     coarse, fine = (
@@ -181,6 +191,10 @@ def test_a_damaged_image_is_named_or_left_out_and_counted(root, run, tmp_path):
     given.data.split("instances").skip_bad = True
     result = Objects(**SETTINGS).run(given)
     assert result.skipped == {"images": 1} and len(result.outcomes["sample_id"]) == 5
+    folder = lambda: Unannotated(root / "coco" / "val2017", name="folder", skip_bad=True)  # noqa: E731
+    assert Objects(**SETTINGS).run(subject(run, Data("folder", {"instances": folder}), tmp_path)).skipped == {
+        "images": 1
+    }
     assert CorLoc(size=64).run(given).skipped["images"] == 1
 
 

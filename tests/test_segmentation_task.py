@@ -188,7 +188,9 @@ def test_a_mask_that_does_not_fit_is_named_or_left_out(root, run, tmp_path, labe
     for split in ("masks_train", "masks_test"):
         given.data.split(split).skip_bad = True
     result = task().run(given)
-    assert result.skipped == {"test images": 1} and len(result.outcomes["miou"]) == 4
+    counted = {"test images": 1, "training images": 1}
+    assert result.skipped == counted and len(result.outcomes["miou"]) == 4
+    assert task().run(given).skipped == counted, "the head that was kept must remember"
 
 
 def test_a_budget_or_a_rate_is_another_protocol(root, run, tmp_path):

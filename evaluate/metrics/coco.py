@@ -150,8 +150,10 @@ def _read_truth(source: Truth, iou_type: str, class_agnostic: bool) -> dict:
     if not truth["images"]:
         raise ValueError(f"{path} lists no images")
     for number, annotation in enumerate(truth["annotations"], start=1):
-        if FIELDS[iou_type] not in annotation:
-            raise ValueError(f"annotation {annotation['id']} of {path} has no {FIELDS[iou_type]}: {iou_type} needs it")
+        if annotation.get(FIELDS[iou_type]) is None or not len(annotation[FIELDS[iou_type]]):
+            raise ValueError(
+                f"annotation {annotation.get('id', number)} of {path} has no {FIELDS[iou_type]}: {iou_type} needs it"
+            )
         # The matching looks annotations up by id and marks "unmatched" with 0: ids must be unique and positive.
         annotation["id"] = number
         annotation.setdefault("iscrowd", 0)

@@ -50,7 +50,7 @@ class Samples(Dataset):
     """(draw, row) -> a training sample of image `row`, or with draw -1 a test sample without annotation.
 
     make: image `row` as the dictionary that the transforms work on. With `images.skip_bad` the next image stands in
-    for a damaged one in training.
+    for a damaged one in training, whose row is then among "damaged" of the sample.
     """
 
     def __init__(self, images: Any, make: Callable[[int], Sample], steps: list, plain: list, test: list, seed: int):
@@ -65,12 +65,15 @@ class Samples(Dataset):
         draw, row = key
         if draw < 0:
             return transformed(self.make(row), self.test) or {}
+        damaged: list[int] = []
         for step in range(len(self.images) if self.images.skip_bad else 1):
+            place = (row + step) % len(self.images)
             try:
-                return self.drawn(draw, (row + step) % len(self.images))
+                return self.drawn(draw, place) | {"damaged": damaged}
             except ImageError:
                 if not self.images.skip_bad:
                     raise
+                damaged.append(place)
         raise ImageError(f"no image of {self.images.name} can be used")
 
     def drawn(self, draw: int, row: int) -> Sample:
@@ -127,7 +130,7 @@ def mask_samples(images: MaskData, augmentation: Augmentation, seed: int) -> Sam
 def instance_samples(images: InstanceData, augmentation: Augmentation, seed: int, masks: bool) -> Samples:
     """Samples for mmdet with boxes and, if asked for, masks; crowds are marked to be ignored.
 
-    Raises ImageError naming an annotation whose box lies outside its image.
+    A sample of an image of another size than its annotations are for raises ImageError naming it.
     """
     from mmdet.registry import TRANSFORMS
 
@@ -157,7 +160,7 @@ def instance_samples(images: InstanceData, augmentation: Augmentation, seed: int
 
 
 class Truth:
-    """Annotations of an instance set in mmdet's terms; classes are categories by their place in the file."""
+    """Annotations of an instance set in mmdet's terms; classes are categories by ascending id."""
 
     def __init__(self, images: InstanceData, masks: bool):
         self.images, self.masks = images, masks

@@ -30,7 +30,10 @@ from evaluate.features import PRECISIONS, Store, identity
 from evaluate.openmmlab.library import quiet
 from evaluate.storage import plain
 from pretrain.checkpoint import CheckpointError, resume_run, save_resume
+from pretrain.datasets import ImageError
 
+#: what ends a training without being a bug, as the processes of a group tell each other
+FAULTS = (ImageError, CheckpointError, ValueError, OSError, FloatingPointError, torch.cuda.OutOfMemoryError)
 SAVE_EVERY = 60.0  # seconds
 ROWS = 200  # of the curve, about
 
@@ -75,6 +78,7 @@ class Schedule:
 class Training:
     """A model in training, or trained: `history` has a row of means for every stretch of iterations.
 
+    `damaged`: rows for which another image stood in, as samples say under "damaged".
     folder: where its state lies; groups: parameter groups of AdamW with "lr" and "weight_decay"; batches are drawn from
     the rows `rows` of `samples`; tolerant: the sum of losses need not be finite, as one of several heads may diverge.
     """
@@ -91,6 +95,7 @@ class Training:
     tolerant: bool = False
     iteration: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    damaged: set[int] = field(default_factory=set)
     _sums: dict[str, float] = field(default_factory=dict)
     _count: int = 0
 
@@ -98,12 +103,14 @@ class Training:
         """Train to the end of the schedule, from the saved state where there is one.
 
         Raises FloatingPointError when the loss is not finite, ImageError naming a damaged image, and CheckpointError
-        when the saved state is damaged. Ctrl-C is heard at the end of an iteration, when the state is whole.
+        when the saved state is damaged; what one process of a group meets is raised in all. Ctrl-C is heard at the end
+        of an iteration, when the state is whole.
         """
-        optimizer = torch.optim.AdamW(self.groups)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        self.model.to(self.store.device)
-        self.load(optimizer)
+        with self.together():
+            optimizer = torch.optim.AdamW(self.groups)
+            rates = [group["lr"] for group in optimizer.param_groups]
+            self.model.to(self.store.device)
+            self.load(optimizer)
         if self.iteration == self.schedule.iterations:
             return
         with own_randomness(self.store.device), patient() as interrupted:
@@ -121,15 +128,20 @@ class Training:
         total = self.schedule.iterations
         with self.store.progress(f"{self.title}, {total} iterations", total, "it") as bar:
             bar.update(self.iteration)
-            for data in self.loader():
+            batches = iter(self.loader())
+            while self.iteration < total:
+                with self.together() as lost:
+                    data = next(batches)
+                    lost.update(*data.pop("damaged", ()))
+                    data = self.model.data_preprocessor(data, True)
                 share = self.schedule.factor(self.iteration)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = share * rate
                 torch.manual_seed(_mixed(self.seed, self.iteration, self.store.rank))
-                data = self.model.data_preprocessor(data, True)
-                with torch.autocast(device, kind) if kind else nullcontext(), quiet():
-                    loss, values = self.model.parse_losses(wrapped(**data, mode="loss"))
-                self.note(values, share)
+                with self.together():
+                    with torch.autocast(device, kind) if kind else nullcontext(), quiet():
+                        loss, values = self.model.parse_losses(wrapped(**data, mode="loss"))
+                    self.note(values, share)
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
@@ -143,9 +155,48 @@ class Training:
                 if interrupted():
                     raise KeyboardInterrupt
 
+    @contextmanager
+    def together(self) -> Iterator[set[int]]:
+        """A block that all processes of a group pass or leave together: one that failed alone would leave the others
+        waiting for its gradients.
+
+        Gives a set to which the block adds damaged rows. Raises what it met, or what the lowest rank did.
+        """
+        lost: set[int] = set()
+        failure: Exception | None = None
+        try:
+            yield lost
+        except Exception as error:
+            failure = _of_loader(error)
+        lost -= self.damaged
+        if self.is_grouped():
+            flag = torch.tensor(float(failure is not None or bool(lost)))
+            dist.all_reduce(flag)
+            if flag:
+                failure = self.heard(failure, lost)
+        self.damaged |= lost
+        if failure is not None:
+            raise failure
+
+    def heard(self, failure: Exception | None, lost: set[int]) -> Exception | None:
+        """The failure of the lowest rank that has one, as this process raises it; adds what others lost to `lost`."""
+        kind = next((place for place, fault in enumerate(FAULTS) if isinstance(failure, fault)), -1)
+        found: list[Any] = [None] * self.store.world
+        dist.all_gather_object(found, (None if failure is None else (kind, str(failure)), sorted(lost)))
+        lost.update(*(rows for _, rows in found))
+        first = next((rank for rank, (fault, _) in enumerate(found) if fault is not None), None)
+        if first is None or first == self.store.rank:
+            return failure
+        kind, text = found[first][0]
+        return FAULTS[kind](text) if kind >= 0 else RuntimeError(text)
+
+    def is_grouped(self) -> bool:
+        """Whether other processes train the same model."""
+        return self.store.world > 1 and dist.is_initialized()
+
     def distributed(self) -> Any:
         """The model, or the model with gradients averaged over the processes of a group where there is one."""
-        if self.store.world == 1 or not dist.is_initialized():
+        if not self.is_grouped():
             return self.model
         on_gpu = self.store.device.type == "cuda"
         options: dict[str, Any] = {"device_ids": [self.store.device]} if on_gpu else {}
@@ -211,7 +262,7 @@ class Training:
             for place, parameter in enumerate(_parameters(optimizer)):
                 for name, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"optimizer/{place}/{name}"] = value
-        curve = {"history": self.history, "sums": self._sums, "count": self._count}
+        curve = {"history": self.history, "sums": self._sums, "count": self._count, "damaged": sorted(self.damaged)}
         save_resume(self.folder, tensors, {"step": self.iteration, "curve": json.dumps(curve)})
 
     def load(self, optimizer: torch.optim.Optimizer) -> None:
@@ -232,6 +283,7 @@ class Training:
         self.iteration = state["step"]
         curve = json.loads(state["curve"])
         self.history, self._sums, self._count = curve["history"], curve["sums"], curve["count"]
+        self.damaged = set(curve.get("damaged", ()))  # states of earlier versions have none
 
 
 def head_folder(store: Store, backbone: Any, settings: Mapping[str, Any]) -> Path:
@@ -281,6 +333,12 @@ def patient() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(heard)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _of_loader(error: Exception) -> Exception:
+    """An error as it was raised: a loader's worker wraps its message in a traceback."""
+    text = str(error)
+    return type(error)(text.splitlines()[-1].partition(": ")[2]) if "Original Traceback" in text else error
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -22,7 +22,7 @@ from evaluate.partial import Partial
 from evaluate.tasks._heads import HeadTask, budget, curve_files, kept_at
 from evaluate.tasks.base import Result, Score, Subject, Unavailable
 from pretrain.datasets import ImageError
-from pretrain.datasets.instances import InstanceData
+from pretrain.datasets.instances import InstanceData, has_mask
 
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
 TRUTH = (80, 255, 80)
@@ -127,7 +127,7 @@ class Detection(HeadTask):
             )
         if not with_objects(train):
             raise Unavailable(f"no training image of {train.name} has an object", "annotate some, or use another split")
-        lacking = [a for data in (train, test) for a in data.truth["annotations"] if "segmentation" not in a]
+        lacking = [a for data in (train, test) for a in data.truth["annotations"] if not has_mask(a)]
         if self.masks and lacking:
             raise Unavailable(
                 f"annotations of {train.name} have no masks", "use task=detection_retinanet, for boxes alone"
@@ -170,7 +170,7 @@ class Detection(HeadTask):
             result.scores |= region_scores(truth, found, region)
             by_image = coco_image_ap(truth, found, iou_type=IOU_TYPES[region])
             result.outcomes[f"{region}_ap"] = np.array([by_image[test.ids[row]] for row in rows])
-        result.skipped = {"test images": len(test) - len(rows)}
+        result.skipped = {"test images": len(test) - len(rows), "training images": len(training.damaged)}
         empty = len(subject.data.split(self.train_split)) - len(training.rows)
         result.notes = [budget(training.schedule, len(training.rows))]
         result.notes += [f"{empty} training images without an object left out"] if empty else []

@@ -18,11 +18,11 @@ from evaluate.metrics.graph_cut import maskcut, maskcut_batch, masks_to_detectio
 from evaluate.overlay import Tile, blend, outline, sheet
 from evaluate.partial import Partial
 from evaluate.tasks.base import Result, Score, Subject, Task, Unavailable
-from pretrain.datasets.instances import InstanceData
+from pretrain.datasets.instances import InstanceData, has_mask
 
 __all__ = ["Objects", "maskcut", "maskcut_batch", "masks_to_detections"]
 
-REGIONS = {"box": ("bbox", "bbox"), "mask": ("segm", "segmentation")}  # iou_type, field of an annotation
+REGIONS = {"box": "bbox", "mask": "segm"}  # iou_type
 MEASURES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 TRUTH = (80, 255, 80)
 FOUND = (255, 60, 60)
@@ -107,8 +107,9 @@ class Objects(Task):
         truth["annotations"] = [item for item in truth["annotations"] if item["image_id"] in listed]
         scores: dict[str, Score] = {}
         outcomes = {"sample_id": np.array([data.paths[row] for row in rows])}
-        for region, (iou_type, field) in REGIONS.items():
-            if all(field in annotation for annotation in truth["annotations"]):
+        masks = all(map(has_mask, truth["annotations"]))
+        for region, iou_type in REGIONS.items():
+            if region == "box" or masks:
                 matches = agnostic_matches(truth, found, iou_type=iou_type)
                 scores |= region_scores(matches, region)
                 by_image = matches.by_image()

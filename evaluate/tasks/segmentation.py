@@ -175,7 +175,8 @@ class Segmentation(HeadTask):
             notes.append(f"lr {self.rates[chosen]:g}, best of {len(heads)} on {self.selection(subject)}")
             lines = [f"{rate:g},{value:.6f}" for rate, value in zip(self.rates, heads, strict=True)]
             files["heads.csv"] = "\n".join(["lr,miou", *lines, ""]).encode()
-        return Result(scores(total, counts), outcomes, {"test images": len(test) - len(rows)}, notes, files)
+        skipped = {"test images": len(test) - len(rows), "training images": len(training.damaged)}
+        return Result(scores(total, counts), outcomes, skipped, notes, files)
 
     def predict(self, subject: Subject, training: Training, rows: Sequence[int]) -> Path:
         """Label maps of test images as indexed PNGs in a folder beside the head; those that are there stay."""

@@ -31,7 +31,8 @@ class MaskData(ImageData):
     """An ordered set of images with a mask each; `classes` names the labels 0..C-1.
 
     masks: relative names, in the order of `paths`. A stored value is lowered by `shift`; what then lies below 0, and
-    the stored values of `void` and 255, are void (255).
+    the stored values of `void` and 255, are void (255). Raises FileNotFoundError naming a mask that is missing, and
+    ValueError for more than 255 classes.
     """
 
     def __init__(
@@ -47,6 +48,11 @@ class MaskData(ImageData):
         skip_bad: bool = False,
     ):
         super().__init__(name, source, paths, classes=classes, skip_bad=skip_bad)
+        if len(classes) > VOID:
+            raise ValueError(
+                f"{name} has {len(classes)} classes, but masks hold at most {VOID} (0..{VOID - 1}, void {VOID}); "
+                "merge some of them"
+            )
         known = set(source.names())
         if missing := [mask for mask in masks if mask not in known]:
             raise FileNotFoundError(f"{len(missing)} images of {name} have no mask, first {source.root}/{missing[0]}")
@@ -70,21 +76,22 @@ class MaskData(ImageData):
                 f"{image.height}; make it again at the size of the image"
             )
         labels = stored.astype(np.int64) - self.shift
-        labels[(stored == self.void) | (stored == VOID) | (labels < 0)] = VOID
-        classes = labels[labels != VOID]
+        void = (stored == self.void) | (stored == VOID) | (labels < 0)
+        classes = labels[~void]
         if classes.size and (largest := int(classes.max())) >= len(self.classes):
             raise ImageError(
                 f"mask {where} holds label {largest + self.shift}, but {self.name} has {len(self.classes)} classes "
                 f"({self.shift}..{len(self.classes) - 1 + self.shift}) and void {self.void}"
             )
-        return image, labels.astype(np.uint8)
+        return image, np.where(void, VOID, labels).astype(np.uint8)
 
     @cached_property
     def fingerprint(self) -> str:
         """Digest of all names and file sizes of images and masks, and of what the stored values mean."""
         digest = hashlib.sha256(f"{len(self.classes)} {self.void} {self.shift}\n".encode())
         for pair in zip(self.paths, self.masks, strict=True):
-            digest.update("\0".join(f"{path}\0{self.source.size(path)}" for path in pair).encode() + b"\n")
+            line = "\0".join(f"{path}\0{self.source.size(path)}" for path in pair)
+            digest.update(f"{line}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
 
@@ -124,19 +131,29 @@ class Masks(MaskData):
         if classes is None:
             listed = source.holds("classes.txt")
             classes = (
-                read_lines(source, "classes.txt", layout) if listed else largest_label(source, masks, void, shift) + 1
+                read_lines(source, "classes.txt", layout)
+                if listed
+                else largest_label(source, masks, void, shift, skip_bad=skip_bad) + 1
             )
         labels = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
         options = {"void": void, "shift": shift, "skip_bad": bool(skip_bad)}
         super().__init__(name or folder or source.root.name, source, *_split(pairs), labels, **options)  # type: ignore[arg-type]
 
 
-def largest_label(source: Source, masks: str, void: int, shift: int) -> int:
-    """Largest class in the masks below the first folder of `masks`, so that all splits agree; ImageError as `mask`."""
+def largest_label(source: Source, masks: str, void: int, shift: int, *, skip_bad: bool = False) -> int:
+    """Largest class in the masks below the first folder of `masks`, so that all splits agree.
+
+    Raises ImageError for a damaged mask, which `skip_bad` passes over.
+    """
     largest = 0
     for path in source.names(masks.split("/")[0]):
         if is_image(path):
-            stored = decode_labels(source.read(path), f"{source.root}/{path}")
+            try:
+                stored = decode_labels(source.read(path), f"{source.root}/{path}")
+            except ImageError:
+                if not skip_bad:
+                    raise
+                continue
             labels = stored[(stored != void) & (stored != VOID)].astype(np.int64) - shift
             largest = max(largest, int(labels.max(initial=0)))
     return largest

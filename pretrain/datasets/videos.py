@@ -111,5 +111,5 @@ class Davis(ImageData):
         digest = hashlib.sha256()
         for video in self.videos:
             for path in (*(self.paths[i] for i in video.frames), *video.masks):
-                digest.update(f"{path}\0{self.source.size(path)}\n".encode())
+                digest.update(f"{path}\0{self.source.size(path)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
