@@ -84,7 +84,7 @@ def test_splits_of_different_classes_are_pointed_out(tmp_path, capsys):
     assert "different classes" not in listing(tmp_path, capsys)
     write(tmp_path, "birds525/test/ZEBRA DOVE/1.jpg")
     found = " ".join(" ".join(lines_of("birds525", listing(tmp_path, capsys))).split())
-    assert "train and val and test have different classes: they are matched by name" in found
+    assert "train and val and test have different classes: matched by name" in found
 
 
 def test_class_numbers_of_another_publisher_are_not_taken_for_other_classes(tmp_path, capsys):
