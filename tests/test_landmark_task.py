@@ -330,7 +330,7 @@ def test_a_query_whose_box_lies_outside_its_image_is_left_out_of_both_sets_and_c
     assert result.scores["map_medium"].n == result.scores["map_medium_crop"].n == 1
 
 
-def test_features_without_a_direction_are_warned_about_and_equal_ones_stay_tied(root, run, tmp_path, monkeypatch):
+def test_features_without_a_direction_are_warned_about(root, run, tmp_path, monkeypatch):
     def described(self, subject, pixels):
         rows = torch.ones(len(pixels), 16) / 3
         return rows * 0 if pixels.shape[2:] == (30, 32) else rows
