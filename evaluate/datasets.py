@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from evaluate.leaderboard.escape import terminal
 from pretrain.datasets import ImageData, ImageError
+from pretrain.datasets.classes import are_indices
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "data"
 OWN = {
@@ -143,8 +144,11 @@ def present(dataset: Dataset, width: int) -> Iterator[str]:
             reason = dataset.missing.get(split) or dataset.unreadable[split]
             yield from wrapped(f"{start}{terminal(reason)}", width)
     named = {split: images.classes for split, images in dataset.found.items() if images.labels is not None}
-    if len({tuple(classes) for classes in named.values()}) > 1:
-        text = f"{' and '.join(named)} have different classes, so equal labels do not mean equal classes"
+    first = next(iter(named.values()), [])
+    if any(classes != first and not are_indices(classes, first) for classes in named.values()):
+        text = (
+            f"{' and '.join(named)} have different classes: matched by name, and those that training lacks count wrong"
+        )
         yield from wrapped(f"  {'':<{NAME}}{text}", width)
 
 

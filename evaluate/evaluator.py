@@ -238,7 +238,7 @@ def blank_record(checkpoint: importer.Checkpoint, task: Task, subject: Subject) 
         main=task.main(subject),
         higher_is_better=task.higher_is_better,
         scores={},
-        provenance={"dataset_fingerprint": subject.data.fingerprint(task.splits)},
+        provenance={"dataset_fingerprint": subject.data.fingerprint(task.reads(subject))},
     )
 
 

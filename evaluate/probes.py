@@ -192,23 +192,24 @@ class Sweep:
         alive = torch.cat([group.alive for group in self.groups]).tolist()
         return [head for head, fine in enumerate(alive) if not fine]
 
-    def places(self, tokens: Rows, labels: Tensor) -> Tensor:
+    def places(self, tokens: Rows, labels: Tensor, among: Tensor | None = None) -> Tensor:
         """Place of the true class by every head, 0 the best, equal logits to the lower class: (heads, n) int32.
 
-        A diverged head has no valid place: the number of classes.
+        among: the classes (K,) that are chosen from, all where None. A diverged head has no valid place: the number of
+        classes.
         """
         parts = []
         for span in self.spans(len(tokens)):
             batch = tokens.rows(span)
-            parts.append(torch.cat([group_places(g, batch.input(g.kind), labels[span]) for g in self.groups]))
+            parts.append(torch.cat([group_places(g, batch.input(g.kind), labels[span], among) for g in self.groups]))
         return torch.cat(parts, dim=1)
 
-    def predictions(self, head: int, tokens: Rows) -> Tensor:
-        """Predicted class of every row by one head: (n,) int64."""
+    def predictions(self, head: int, tokens: Rows, among: Tensor | None = None) -> Tensor:
+        """Predicted class of every row by one head, one of the classes `among` (K,) where given: (n,) int64."""
         index, rate = divmod(head, len(self.groups[0].rates))
         group = self.groups[index]
         batches = (tokens.rows(span) for span in self.spans(len(tokens)))
-        return torch.cat([group.logits(batch.input(group.kind))[:, rate].argmax(1) for batch in batches])
+        return torch.cat([chosen(group, batch.input(group.kind), among)[:, rate].argmax(1) for batch in batches])
 
     def spans(self, n: int) -> list[slice]:
         """Parts of n rows whose logits are held together."""
@@ -221,9 +222,18 @@ class Sweep:
         return self.groups[index].weights(rate)
 
 
-def group_places(group: Group, x: Tensor, labels: Tensor) -> Tensor:
+def chosen(group: Group, x: Tensor, among: Tensor | None) -> Tensor:
+    """Logits (n, R, C) of a group, minus infinity for classes that are not chosen from."""
+    logits = group.logits(x)
+    if among is not None:
+        barred = torch.ones(group.classes, dtype=torch.bool, device=x.device).index_fill_(0, among.to(x.device), False)
+        logits = logits.masked_fill(barred, -math.inf)
+    return logits
+
+
+def group_places(group: Group, x: Tensor, labels: Tensor, among: Tensor | None = None) -> Tensor:
     """Place of the true class by every head of a group: (R, n) int32."""
-    logits = group.logits(x)  # (n, R, C)
+    logits = chosen(group, x, among)  # (n, R, C)
     truth = logits.gather(2, labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1))
     lower = torch.arange(group.classes, device=x.device) < labels.view(-1, 1, 1)
     place = (logits > truth).sum(2) + ((logits == truth) & lower).sum(2)

@@ -172,9 +172,12 @@ def test_the_tasks_fit_on_train_and_rank_by_the_metric(given, task, preset):
 
 
 def test_lengths_that_the_features_cannot_give_are_left_out(given):
-    assert HammingSign().lengths(given) == HammingITQ().lengths(given) == [16]
+    for task in (HammingSign, HammingITQ):
+        with pytest.raises(Unavailable, match=r"all exceed the 16 bits that can be made; set bits=\[16\]"):
+            task().check(given)
     assert HammingITQ(bits=(64, 16, 8)).lengths(given) == [16, 8]
-    assert HammingITQ(fit_images=8).lengths(given) == [7], "8 images span 7 directions"
+    assert HammingITQ(bits=(64, 8, 7), fit_images=8).lengths(given) == [7], "8 images span 7 directions"
+    assert "[64] bits exceed the 16" in HammingITQ(bits=(64, 16)).run(given).notes[0]
     assert HammingRandom().lengths(given) == [256, 128, 64, 32]
     assert HammingITQ(fit_images=8).protocol(given)["fitted"]["images"] == 8
 
@@ -204,7 +207,7 @@ def test_a_skipped_channel_and_recorded_codes_of_features_stand_side_by_side(run
     bench = Evaluator(store, tmp_path / "records", lambda name: folder_data(images), quiet=True)
     names = ("hamming", "hamming_sign", "hamming_itq", "hamming_random")
     for _ in range(2):  # the second time, nothing is computed and no status lost
-        bench.evaluate({str(run): [as_item(name, "folder") for name in names]})
+        bench.evaluate({str(run): [as_item(name, "folder", bits=[16]) for name in names]})
         [status] = records.read_statuses(bench.root)
         assert status.task == "hamming" and status.status == "skipped"
         found = {record.task: record for record in records.read_all(bench.root)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dataset_trees import build, encoded, text, write
+from dataset_trees import V2, build, encoded, text, write
 
 from evaluate import datasets
 
@@ -84,7 +84,15 @@ def test_splits_of_different_classes_are_pointed_out(tmp_path, capsys):
     assert "different classes" not in listing(tmp_path, capsys)
     write(tmp_path, "birds525/test/ZEBRA DOVE/1.jpg")
     found = " ".join(" ".join(lines_of("birds525", listing(tmp_path, capsys))).split())
-    assert "train and val and test have different classes" in found
+    assert "train and val and test have different classes: matched by name" in found
+
+
+def test_class_numbers_of_another_publisher_are_not_taken_for_other_classes(tmp_path, capsys):
+    build("imagenet", tmp_path)
+    write(tmp_path, f"{V2}/0/a.jpeg", f"{V2}/2/a.jpeg")
+    out = listing(tmp_path, capsys)
+    assert "different classes" not in out
+    assert [line.split()[-5] for line in lines_of("imagenetv2", out)] == ["train", "val", "test"]
 
 
 def test_a_root_that_is_a_dataset_itself_is_not_taken_for_many(tmp_path, capsys):

@@ -277,6 +277,17 @@ def test_imagenet_100_without_a_list_is_a_tree_of_no_more_classes(tmp_path: Path
         ImageNetSubset(tmp_path, "train")
 
 
+def test_a_class_of_imagenet_100_without_images_is_named_or_allowed(tmp_path: Path) -> None:
+    imagenet(tmp_path)
+    (tmp_path / "imagenet/train" / WNIDS[1] / "a_2.JPEG").unlink()
+    text(tmp_path, "imagenet100.txt", f"{WNIDS[0]}\n{WNIDS[2]}\n")
+    assert len(ImageNetSubset(tmp_path, "train")) == 2, "a class that is not kept may be empty"
+    text(tmp_path, "imagenet100.txt", f"{WNIDS[0]}\n{WNIDS[1]}\n")
+    with pytest.raises(ImageError, match=rf"imagenet/train holds no image of class {WNIDS[1]}; .*allow_empty=true"):
+        ImageNetSubset(tmp_path, "train")
+    assert ImageNetSubset(tmp_path, "train", allow_empty=True).classes == list(WNIDS[:2])
+
+
 def test_imagenet_100_is_found_in_a_flat_validation_set_too(tmp_path: Path) -> None:
     flat(tmp_path, "val.txt", FLAT["val.txt"])
     text(tmp_path, "imagenet100.txt", f"{WNIDS[2]}\n{WNIDS[0]}\n")
@@ -430,6 +441,21 @@ def test_folders_and_archives_list_names_folders_and_sizes_alike(tmp_path: Path)
         assert source.holds("a") and source.holds("a/x.jpg") and not source.holds("b")
         assert source.size("a/x.jpg") == len(encoded()) and source.size("b") == 0
         assert source.read("a/x.jpg") == encoded()
+
+
+def test_an_empty_class_folder_of_an_archive_is_a_class_as_it_is_on_disk(tmp_path: Path) -> None:
+    write(tmp_path, "set/train/a/x.jpg", "set/train/c/x.jpg")
+    (tmp_path / "set/train/b/.hidden").mkdir(parents=True)
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(tmp_path / "set", arcname="./set")
+    packed = locate(tmp_path, ["nowhere", "set"], "nothing/here", "nothing")
+    for source in (packed, Folder(tmp_path / "set")):
+        assert source.folders() == ["train"] and source.folders("train") == ["a", "b", "c"]
+        assert source.folders("train/b") == [] and source.holds("train/b") and source.names("train/b") == []
+    shutil.rmtree(tmp_path / "set")
+    with pytest.raises(ImageError, match="train/b holds no image"):
+        ImageFolder(tmp_path, "train", folder="set")
+    assert ImageFolder(tmp_path, "train", folder="set", allow_empty=True).labels.tolist() == [0, 2]
 
 
 # ---- real data

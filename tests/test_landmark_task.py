@@ -320,6 +320,26 @@ def test_a_damaged_image_stops_the_task_or_is_left_out_and_counted(run, tmp_path
     assert np.isfinite(result.scores["map_medium"].value)
 
 
+def test_a_query_whose_box_lies_outside_its_image_is_left_out_of_both_sets_and_counted(run, tmp_path):
+    truth = ground_truth()
+    truth["gnd"][0]["bbx"] = [1000, 1000, 1100, 1100]
+    data = landmarks(write_set(tmp_path, truth=truth))
+    data.split("queries").skip_bad = True
+    result = Landmark(imsize=32).run(subject(run, data, tmp_path / "cache"))
+    assert result.skipped["queries"] == 1 and result.outcomes["sample_id"].tolist() == ["jpg/query_b.jpg"]
+    assert result.scores["map_medium"].n == result.scores["map_medium_crop"].n == 1
+
+
+def test_features_without_a_direction_are_warned_about(root, run, tmp_path, monkeypatch):
+    def described(self, subject, pixels):
+        rows = torch.ones(len(pixels), 16) / 3
+        return rows * 0 if pixels.shape[2:] == (30, 32) else rows
+
+    monkeypatch.setattr(Landmark, "describe", described)
+    with pytest.warns(UserWarning, match="zero vectors; their cosine to everything is 0"):
+        Landmark(imsize=32).run(subject(run, landmarks(root), tmp_path))
+
+
 def test_other_data_and_raw_pixels_are_told_what_would_do(root, images, run, tmp_path):
     readers = {split: (lambda: ImageFolder(images, "val")) for split in ("queries", "database")}
     with pytest.raises(Unavailable, match="no levels of difficulty; use data=roxford5k"):

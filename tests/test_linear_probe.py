@@ -108,6 +108,15 @@ def test_equal_logits_count_for_the_lower_class():
     assert sweep.predictions(0, tokens).tolist() == [0, 0, 0, 0]
 
 
+def test_places_and_predictions_among_some_classes_pass_over_the_others():
+    start = torch.tensor([[3.0], [1.0], [2.0], [0.0]])
+    sweep = Sweep({(1, False): 1}, [0.1], 4, 1, starts={(1, False): start})
+    tokens, labels, among = Tokens(torch.ones(1, 2, 1), None), torch.tensor([1, 3]), torch.tensor([1, 3])
+    assert sweep.places(tokens, labels).tolist() == [[2, 3]] and sweep.predictions(0, tokens).tolist() == [0, 0]
+    assert sweep.places(tokens, labels, among).tolist() == [[0, 1]]
+    assert sweep.predictions(0, tokens, among).tolist() == [1, 1]
+
+
 def test_every_row_is_used_equally_often_and_no_batch_is_short():
     table = batch_table(10, 4, 5, seed=0)
     assert table.shape == (5, 4)

@@ -125,8 +125,14 @@ def test_equal_votes_go_to_the_lower_class():
 
 
 def test_a_class_without_votes_counts_for_top5_only_in_the_stable_order():
-    result = knn_classify(np.eye(5), [0, 0, 0, 0, 5], np.eye(5)[:1], [2], ks=5, num_classes=6)
+    train = np.vstack([np.eye(5), -np.eye(5)[:1]])
+    result = knn_classify(train, [0, 0, 0, 0, 5, 2], np.eye(5)[:1], [2], ks=5)
     assert result[5]["top5"] == 1.0 and result[5]["top5_voted"] == 0.0
+
+
+def test_a_class_without_training_images_is_never_among_the_first_five():
+    result = knn_classify(np.eye(5), [0, 0, 0, 0, 5], np.eye(5)[:1], [2], ks=5, num_classes=6)
+    assert result[5]["top5"] == result[5]["top5_voted"] == 0.0
 
 
 def test_tiny_temperature_stays_finite():

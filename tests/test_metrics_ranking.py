@@ -102,6 +102,22 @@ def test_ranking_ap_equals_the_definition(ties, levels):
     np.testing.assert_allclose(ranking_ap(scores, relevant, ties=ties), expected, atol=1e-12)
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor that numpy cannot read until it is on the CPU, as one on a GPU."""
+
+    def cpu(self, *arguments, **options):
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self, *arguments, **options):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_relevance_may_lie_on_another_device_than_scores():
+    scores, relevant = torch.tensor([[0.3, 0.2, 0.1]]), torch.tensor([[False, True, True]])
+    found = ranking_ap(scores, relevant.as_subclass(Elsewhere))
+    assert found.tolist() == ranking_ap(scores, relevant).tolist()
+
+
 def test_average_rule_is_the_mean_over_random_tie_orders():
     g = np.random.default_rng(0)
     scores, relevant = g.integers(0, 4, (1, 30)).astype(np.float32), g.random((1, 30)) < 0.4

@@ -206,11 +206,14 @@ def test_hamming_ranks_by_the_first_bits_of_the_head(images, run, cache):
     np.testing.assert_allclose(result.outcomes["map_16"], expected)
     assert Hamming(bits=(256, 32, 16)).main(given) == "map_32" and "map_256" not in result.scores
     assert {"map_16_index", "map_16_asymmetric"} <= set(result.scores)
+    assert result.notes == ["codes of [256] bits exceed the 40 that can be made and were left out"]
 
 
-def test_a_channel_shorter_than_all_code_lengths_is_used_whole(tmp_path, images):
+def test_a_channel_shorter_than_all_code_lengths_is_told_which_would_do(tmp_path, images):
     given = subject(save_tiny_run(tmp_path, bits=12), folder_data(images), tmp_path)
-    assert Hamming().lengths(given) == [12]
+    with pytest.raises(Unavailable, match=r"bits=\[256, 128, 64, 32\]: all exceed the 12 bits .*; set bits=\[12\]"):
+        Hamming().check(given)
+    Hamming(bits=[12]).check(given)
 
 
 @pytest.mark.parametrize("kind", ["dino", "untrained", "pixels"])

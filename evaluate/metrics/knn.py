@@ -48,7 +48,7 @@ def knn_classify(
     Features (n, d) and (m, d), normalised here; labels are class indices. A class scores the sum of exp(cosine / T)
     over its neighbours; equal scores go to the lower class. Returns {k: {"top1", "top5", "top5_voted", "predictions"}}:
     fractions, and predicted classes (m,) int64. Top-5 means top-min(5, k); in `top5_voted` a class without a vote is
-    never correct. `num_classes` is the largest training label + 1 unless given.
+    never correct; one without a training image never is. `num_classes` is the largest training label + 1 unless given.
 
     Raises ValueError for NaN, empty sets, unequal widths or lengths, labels outside 0..C-1, k outside 1..n, and T <= 0.
     """
@@ -68,6 +68,7 @@ def knn_classify(
     predictions = np.empty((len(wanted), len(truth)), np.int64)
     places, voted = np.empty_like(predictions), np.empty(predictions.shape, bool)
     kernels.vote(scores, labels[neighbours], truth, np.array(wanted), temperature, classes, predictions, places, voted)
+    places[:, ~np.isin(truth, labels)] = max(5, classes)  # else one of few classes could fill the first five unvoted
     return {k: summary(k, predictions[i], places[i], voted[i]) for i, k in enumerate(wanted)}
 
 

@@ -104,7 +104,7 @@ def ranking_ap(
         exact = exact_float(as_numpy(values))
         check_finite(exact, "scores")
         if exact.dtype == np.float32 and k is None:
-            return rows_ap(np.ascontiguousarray(exact), flags.numpy().view(np.uint8), ties)
+            return rows_ap(np.ascontiguousarray(exact), as_numpy(flags).view(np.uint8), ties)
         values = torch.from_numpy(exact)
     elif not torch.isfinite(values).all():
         check_finite(as_numpy(values), "scores")

@@ -8,7 +8,7 @@ another number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,9 +21,10 @@ from evaluate.metrics import bootstrap_interval, wilson_interval
 from evaluate.metrics.arrays import check_finite
 from evaluate.records import Score
 from pretrain.datasets import ImageData
+from pretrain.datasets.classes import in_one_order
 
 #: splits of (queries, database); in val-loo a query is left out of its own ranking by position
-PRESETS = {"train-val": ("test", "train"), "val-loo": ("test", "test")}
+PRESETS = {"train-val": ("test", "train"), "val-loo": ("test", "test"), "val-test": ("test", "val")}
 ROWS_AT_ONCE = 65_536  # through a head
 
 
@@ -114,6 +115,10 @@ class Task:
         """Splits whose content decides the number."""
         return "train", "test"
 
+    def reads(self, subject: Subject) -> tuple[str, ...]:
+        """Splits whose content decides the number on this subject's dataset."""
+        return self.splits
+
     @property
     def stored(self) -> tuple[str, ...]:
         """Splits whose stored features it reads, for `prepare`."""
@@ -146,6 +151,52 @@ def centre_view_protocol(subject: Subject, features: str) -> dict[str, Any]:
     view = {"resize": backbone.resize, "crop": backbone.image_size, "interpolation": "bicubic"}
     kept = {} if subject.store.stored == "float32" else {"stored": subject.store.stored}
     return {"features": features, "view": view, "precision": subject.store.precision, **kept}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of several splits in one order, so that equal indices mean equal classes.
+
+    names: those of the first split first, then what others add; places: split -> places of its own classes among them.
+    """
+
+    data: Data
+    names: list[str]
+    places: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, subject: Subject, splits: Sequence[str]) -> Classes:
+        """The classes of labelled splits, the one that is learnt from or ranked first."""
+        names, places = in_one_order([subject.data.split(split).classes for split in splits])
+        return cls(subject.data, names, dict(zip(splits, places, strict=True)))
+
+    @property
+    def moved(self) -> bool:
+        """Whether a split's own indices mean other classes than here."""
+        return any(not np.array_equal(places, np.arange(len(places))) for places in self.places.values())
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What a protocol says: nothing where all splits have the same order."""
+        return {"classes": f"of {' and '.join(self.places)}, matched by name"} if self.moved else {}
+
+    def labels(self, split: str, rows: Any = ...) -> np.ndarray:
+        """Labels of (some rows of) a split: (n,) indices of `names`, or class sets (n, C) with a column for each."""
+        own = self.data.split(split).labels
+        assert own is not None
+        if not self.moved:
+            return own[rows]
+        if own.ndim == 1:
+            return self.places[split][own[rows]]
+        sets = np.zeros((len(own[rows]), len(self.names)), own.dtype)
+        sets[:, self.places[split]] = own[rows]
+        return sets
+
+
+def unseen_note(labels: np.ndarray, training: np.ndarray) -> list[str]:
+    """What to say of classes of test labels (m,) that training labels (n,) lack."""
+    unseen = np.setdiff1d(labels, training)
+    return [f"{len(unseen)} classes of the test images do not occur in training: always wrong"] * bool(len(unseen))
 
 
 def check_labels(subject: Subject, splits: tuple[str, ...], *, single: bool = False) -> None:

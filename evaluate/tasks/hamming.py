@@ -18,6 +18,7 @@ from evaluate.metrics import asymmetric_hamming_ap, hamming_prefix_ap
 from evaluate.metrics.binarise import Binariser, itq, random_projection, sign_codes
 from evaluate.tasks.base import (
     PRESETS,
+    Classes,
     Result,
     Subject,
     Task,
@@ -59,17 +60,36 @@ class Hamming(Task):
         return f"map_{self.lengths(subject)[0]}"
 
     def lengths(self, subject: Subject) -> list[int]:
-        """Code lengths that the channel has, the longest first; its full width where it is shorter than all."""
+        """Code lengths that can be made, the longest first."""
+        most = self.most_bits(subject)
+        return [b for b in self.bits if b <= most]
+
+    def most_bits(self, subject: Subject) -> int:
+        """The longest code that can be made: one bit for each logit of the channel."""
         assert subject.head is not None
         empty = torch.zeros(1, subject.backbone.dim, device=subject.device)
-        width = subject.head.to(subject.device)(empty).shape[1]
-        return [b for b in self.bits if b <= width] or [width]
+        return subject.head.to(subject.device)(empty).shape[1]
+
+    def classes(self, subject: Subject) -> Classes:
+        """The classes of queries and database in one order."""
+        return Classes.of(subject, tuple(dict.fromkeys(PRESETS[self.preset])))
+
+    def labels(self, subject: Subject, queries: Frozen, database: Frozen) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of queries and database in one order of classes."""
+        classes, (asked, ranked) = self.classes(subject), PRESETS[self.preset]
+        return classes.labels(asked, queries.rows), classes.labels(ranked, database.rows)
+
+    def check_lengths(self, subject: Subject) -> None:
+        """Raise Unavailable where every code length is longer than what can be made."""
+        if not self.lengths(subject):
+            most = self.most_bits(subject)
+            raise Unavailable(f"bits={self.bits}: all exceed the {most} bits that can be made", f"set bits=[{most}]")
 
     def protocol(self, subject: Subject) -> dict[str, Any]:
         """View, bits, distance and the rules of the metric."""
         shared = centre_view_protocol(subject, "bit = logit of the projection head > 0")
         shared |= {"preset": self.preset, "bits": self.lengths(subject), "distance": "Hamming", "ties": "average"}
-        return shared | {"ap": "all", "empty": "skip"}
+        return shared | {"ap": "all", "empty": "skip"} | self.classes(subject).protocol
 
     def check(self, subject: Subject) -> None:
         """Needs a binary channel and labels."""
@@ -79,6 +99,7 @@ class Hamming(Task):
                 "evaluate a run of a BITS objective, or task=hamming_itq, which makes codes of any features",
             )
         check_labels(subject, self.splits)
+        self.check_lengths(subject)
 
     def run(self, subject: Subject) -> Result:
         """Rank by codes of every length."""
@@ -88,14 +109,16 @@ class Hamming(Task):
         skipped = {"queries without a relevant image": int(np.isnan(values[self.main(subject)]).sum())}
         skipped |= {"queries": queries.skipped} | ({"database": database.skipped} if own is None else {})
         scores = {name: mean_score(ap, "query") for name, ap in values.items()}
-        return Result(scores, {"sample_id": queries.ids, **values}, skipped)
+        most, left_out = self.most_bits(subject), [b for b in self.bits if b not in self.lengths(subject)]
+        notes = [f"codes of {left_out} bits exceed the {most} that can be made and were left out"] if left_out else []
+        return Result(scores, {"sample_id": queries.ids, **values}, skipped, notes)
 
     def average_precisions(
         self, subject: Subject, queries: Frozen, database: Frozen, own: np.ndarray | None
     ) -> dict[str, np.ndarray]:
         """AP of every query (Q,) by name of the score."""
         logits, stored = binary_logits(subject, queries), to_bits(binary_logits(subject, database)).numpy()
-        labels, lengths = (queries.labels, database.labels), self.lengths(subject)
+        labels, lengths = self.labels(subject, queries, database), self.lengths(subject)
         values = ap_by_both_tie_rules(to_bits(logits).numpy(), stored, *labels, lengths, own)
         for m in lengths:
             ap = asymmetric_hamming_ap(logits[:, :m], stored[:, :m], *labels, self_index=own)
@@ -146,11 +169,6 @@ class FeatureCodes(Hamming):
         """Queries, database, and the images that the codes are fitted on."""
         return tuple(dict.fromkeys((*PRESETS[self.preset], "train")))
 
-    def lengths(self, subject: Subject) -> list[int]:
-        """Code lengths that the features can give, the longest first; the longest of these where all are longer."""
-        most = self.most_bits(subject)
-        return [b for b in self.bits if b <= most] or [most]
-
     def most_bits(self, subject: Subject) -> int:
         """The longest code that can be made: one bit for each dimension."""
         return subject.backbone.dim
@@ -160,12 +178,13 @@ class FeatureCodes(Hamming):
         shared = centre_view_protocol(subject, "class token of the last block, L2-normalised") | {"codes": self.rule}
         fitted = {"split": "train", "images": min(self.fit_images, len(subject.data.split("train"))), "seed": self.seed}
         shared |= {"fitted": fitted, "preset": self.preset, "bits": self.lengths(subject), "distance": "Hamming"}
-        return shared | {"ties": "average", "ap": "all", "empty": "skip"}
+        return shared | {"ties": "average", "ap": "all", "empty": "skip"} | self.classes(subject).protocol
 
     def check(self, subject: Subject) -> None:
         """Needs labels."""
         check_labels(subject, tuple(dict.fromkeys(PRESETS[self.preset])))
         subject.data.split("train")
+        self.check_lengths(subject)
 
     def fit(self, x: torch.Tensor, lengths: Sequence[int]) -> dict[int, Binariser]:
         """A code of at least so many bits for each length, from features x (n, D)."""
@@ -180,7 +199,7 @@ class FeatureCodes(Hamming):
         values: dict[str, np.ndarray] = {}
         for m, binarise in self.fit(train[np.sort(chosen)], self.lengths(subject)).items():
             codes, stored = (binarise(part.cls())[:, :m] for part in (queries, database))
-            values |= ap_by_both_tie_rules(codes, stored, queries.labels, database.labels, [m], own)
+            values |= ap_by_both_tie_rules(codes, stored, *self.labels(subject, queries, database), [m], own)
         return values
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from evaluate.metrics import knn_classify, wilson_interval
 from evaluate.tasks.base import (
+    Classes,
     Result,
     Score,
     Subject,
@@ -15,6 +16,7 @@ from evaluate.tasks.base import (
     accuracy,
     centre_view_protocol,
     check_labels,
+    unseen_note,
 )
 
 
@@ -39,7 +41,8 @@ class KNN(Task):
     def protocol(self, subject: Subject) -> dict[str, Any]:
         """Feature, view, neighbours and temperature."""
         shared = centre_view_protocol(subject, "class token of the last block, unit length")
-        return shared | {"ks": self.usable(subject), "temperature": self.temperature}
+        shared |= {"ks": self.usable(subject), "temperature": self.temperature}
+        return shared | Classes.of(subject, self.splits).protocol
 
     def usable(self, subject: Subject) -> list[int]:
         """The numbers of neighbours that the training set can give."""
@@ -57,25 +60,27 @@ class KNN(Task):
     def run(self, subject: Subject) -> Result:
         """Vote with every k."""
         train, test = subject.features("train"), subject.features("test")
-        classes = len(subject.data.split("train").classes)
+        classes = Classes.of(subject, self.splits)
+        known, truth = classes.labels("train", train.rows), classes.labels("test", test.rows)
         ks = self.usable(subject)
         found = knn_classify(
             train.cls().to(subject.device),
-            train.labels,
+            known,
             test.cls().to(subject.device),
-            test.labels,
+            truth,
             ks=ks,
             temperature=self.temperature,
-            num_classes=max(classes, int(test.labels.max()) + 1),
+            num_classes=len(classes.names),
         )
         scores: dict[str, Score] = {}
         outcomes = {"sample_id": test.ids}
         for k in ks:
-            correct = found[k]["predictions"] == test.labels
+            correct = found[k]["predictions"] == truth
             scores[f"top1_k{k}"], outcomes[f"top1_k{k}"] = accuracy(correct), correct
             scores |= {f"{name}_k{k}": share(found[k][name], len(test)) for name in ("top5", "top5_voted")}
         left_out = [k for k in self.ks if k not in ks]
         notes = [f"k = {left_out} exceed the {len(train)} training images and were left out"] if left_out else []
+        notes += unseen_note(truth, known)
         return Result(scores, outcomes, {"train": train.skipped, "test": test.skipped}, notes)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from evaluate.metrics import knn_classify, seeds_interval
 from evaluate.tasks.base import (
+    Classes,
     Result,
     Score,
     Subject,
@@ -21,6 +22,7 @@ from evaluate.tasks.base import (
     centre_view_protocol,
     check_labels,
     mean_score,
+    unseen_note,
 )
 
 
@@ -57,7 +59,8 @@ class KNNFewShot(Task):
         """Feature, view, images a class, neighbours, draws and temperature."""
         shared = centre_view_protocol(subject, "class token of the last block, unit length")
         shared |= {"per_class": self.per_class, "ks": [self.neighbours(n) for n in self.per_class]}
-        return shared | {"tries": self.tries, "seed": subject.seed, "temperature": self.temperature}
+        shared |= {"tries": self.tries, "seed": subject.seed, "temperature": self.temperature}
+        return shared | Classes.of(subject, self.splits).protocol
 
     def check(self, subject: Subject) -> None:
         """Needs one class per image, and as many training images as the headline has neighbours."""
@@ -74,33 +77,35 @@ class KNNFewShot(Task):
         """Vote with every n and k in every draw."""
         train, test = subject.features("train"), subject.features("test")
         rows, queries = train.cls().to(subject.device), test.cls().to(subject.device)
-        classes = max(len(subject.data.split("train").classes), int(max(train.labels.max(), test.labels.max())) + 1)
+        classes = Classes.of(subject, self.splits)
+        known, truth = classes.labels("train", train.rows), classes.labels("test", test.rows)
         correct: dict[str, list[np.ndarray]] = {}
         for attempt in range(self.tries):
-            places = draw(train.labels, np.random.default_rng((subject.seed, attempt)))
+            places = draw(known, np.random.default_rng((subject.seed, attempt)))
             for n in self.per_class:
                 shown = np.flatnonzero(places < n)
                 ks = [k for k in self.neighbours(n) if k <= len(shown)]
                 found = knn_classify(
                     rows[shown],
-                    train.labels[shown],
+                    known[shown],
                     queries,
-                    test.labels,
+                    truth,
                     ks=ks,
                     temperature=self.temperature,
-                    num_classes=classes,
+                    num_classes=len(classes.names),
                 )
                 for k in ks:
-                    correct.setdefault(f"top1_n{n}_k{k}", []).append(found[k]["predictions"] == test.labels)
+                    correct.setdefault(f"top1_n{n}_k{k}", []).append(found[k]["predictions"] == truth)
         tables = {name: np.array(tries, np.float64) for name, tries in correct.items()}  # (tries, n)
         outcomes = {"sample_id": test.ids} | {name: table.mean(0) for name, table in tables.items()}
         outcomes |= {f"{name}_by_try": table.mean(1) for name, table in tables.items()}
         scores = {name: few_shot_score(table) for name, table in tables.items()}
         covered = "draws and test images" if self.tries > 1 else "test images alone, of one draw"
         notes = [f"averaged over {self.tries} draws; intervals cover {covered}"]
-        sizes, most = np.bincount(train.labels), self.per_class[-1]
+        sizes, most = np.bincount(known), self.per_class[-1]
         if short := int(((sizes > 0) & (sizes < most)).sum()):
             notes.append(f"{short} classes have fewer than {most} training images and gave all they have")
+        notes += unseen_note(truth, known)
         return Result(scores, outcomes, {"train": train.skipped, "test": test.skipped}, notes)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from evaluate.metrics import landmark_ap, mp_at_k
+from evaluate.metrics.cosine import score_blocks, unit_pair
 from evaluate.tasks.base import Result, Subject, Task, Unavailable, mean_score
 from evaluate.vectors import Vectors, last_block
 from evaluate.views import View
@@ -127,13 +127,15 @@ class Landmark(Task):
         images = subject.data.split("queries")
         assert isinstance(images, Landmarks)
         database, *queries = (vectors.get() for vectors in self.sets(subject))
-        known, shown = (np.isfinite(rows).all(1) for rows in (queries[0], database))
+        shown, whole, boxed = (np.isfinite(rows).all(1) for rows in (database, *queries))
+        known = whole & boxed  # the same queries either way
         relevance = images.truth.relevance[known][:, shown]
-        stored = F.normalize(torch.from_numpy(database[shown]).to(subject.device))
+        stored = torch.from_numpy(database[shown]).to(subject.device)
         values: dict[str, np.ndarray] = {}
         for suffix, rows in zip(("", "_crop"), queries, strict=True):
-            similar = F.normalize(torch.from_numpy(rows[known]).to(subject.device)) @ stored.T
-            values |= level_values(similar.cpu().numpy(), relevance, suffix)
+            pair = unit_pair(rows[known], stored, f"{'boxed' if suffix else 'whole'} queries", "database features")
+            similar = np.concatenate([scores.cpu().numpy().copy() for _, scores in score_blocks(*pair)])
+            values |= level_values(similar, relevance, suffix)
         skipped = {"queries": int((~known).sum()), "database": int((~shown).sum())}
         for level in LEVELS:
             skipped[f"queries without a positive at the {level} level"] = int(np.isnan(values[f"map_{level}"]).sum())

@@ -11,7 +11,7 @@ from typing import Any
 
 from evaluate.features import Layout
 from evaluate.probes import Input
-from evaluate.tasks._probe import Probe
+from evaluate.tasks._probe import Probe, checked_iterations
 from evaluate.tasks.base import Subject
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
@@ -20,13 +20,21 @@ RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2,
 class LinearCached(Probe):
     """Linear probe on stored centre views.
 
-    rates: learning rates at batch 256, scaled with the batch; epochs: each of ceil(n / batch_size) steps.
+    rates: learning rates at batch 256, scaled with the batch; epochs: each of ceil(n / batch_size) steps, or of
+    `iterations`. Raises ValueError when these are below 1.
     """
 
     name = "linear_cached"
 
-    def __init__(self, rates: Sequence[float] = RATES, epochs: int = 10, batch_size: int = 128):
+    def __init__(
+        self,
+        rates: Sequence[float] = RATES,
+        epochs: int = 10,
+        batch_size: int = 128,
+        iterations: int | None = None,
+    ):
         self.rates, self.epochs, self.batch_size = list(rates), epochs, batch_size
+        self.iterations = checked_iterations(iterations)
 
     def inputs(self, backbone: Any) -> list[Input]:
         """What heads read: {1, 4} last blocks x {without, with patch average}, as far as the backbone has them."""

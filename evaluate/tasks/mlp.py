@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluate.probes import MLP_STD, Input
-from evaluate.tasks._probe import Probe
+from evaluate.tasks._probe import Probe, checked_iterations
 from evaluate.tasks.base import Subject, Unavailable
 
 RATES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -20,16 +20,24 @@ class MLPCached(Probe):
     """MLP probe on stored centre views: linear, GELU, linear; curves begin before training, at epoch 0.
 
     hidden: units of the hidden layer; rates: at batch 256, scaled with the batch; epochs: each of
-    ceil(n / batch_size) steps. Raises ValueError when there is no hidden unit.
+    ceil(n / batch_size) steps, or of `iterations`. Raises ValueError when there is no hidden unit or no iteration.
     """
 
     name = "mlp_cached"
     before_training = True
 
-    def __init__(self, hidden: int = 2048, rates: Sequence[float] = RATES, epochs: int = 10, batch_size: int = 128):
+    def __init__(
+        self,
+        hidden: int = 2048,
+        rates: Sequence[float] = RATES,
+        epochs: int = 10,
+        batch_size: int = 128,
+        iterations: int | None = None,
+    ):
         if hidden < 1:
             raise ValueError(f"hidden={hidden} must be at least 1; task=linear has no hidden layer")
         self.hidden, self.rates, self.epochs, self.batch_size = hidden, list(rates), epochs, batch_size
+        self.iterations = checked_iterations(iterations)
 
     def check(self, subject: Subject) -> None:
         """Needs one class per image and a network: on raw pixels the hidden layers would outgrow any backbone."""

@@ -9,6 +9,7 @@ import numpy as np
 from evaluate.metrics import retrieval_ap
 from evaluate.tasks.base import (
     PRESETS,
+    Classes,
     Result,
     Subject,
     Task,
@@ -27,7 +28,8 @@ class Retrieval(Task):
     """Mean average precision of ranking the whole database for every query.
 
     preset: "train-val" ranks the training set for every test image; "val-loo" ranks the other test images, a query
-    being left out of its own ranking by position. Splits given as lists of files are a dataset of their own
+    being left out of its own ranking by position; "val-test" ranks the validation images of a dataset that has such
+    beside its test images. Splits given as lists of files are a dataset of their own
     (configs/data/list.yaml). Relevant is the same class or, with several an image, a shared one; an image without any
     class is no query. `at` cuts rankings behind so many images (mAP@k), with `denominator` "found" or "min"; `empty`
     leaves queries without a relevant image out ("skip") or counts them as 0 ("zero").
@@ -61,6 +63,7 @@ class Retrieval(Task):
         """Feature, view, preset and the rules of the metric."""
         shared = centre_view_protocol(subject, "class token of the last block, unit length")
         shared |= {"preset": self.preset, "ap": "all", "ties": "index", "empty": self.empty}
+        shared |= Classes.of(subject, self.splits).protocol
         return shared if self.at is None else shared | {"ap": f"first {self.at}", "denominator": self.denominator}
 
     def check(self, subject: Subject) -> None:
@@ -75,7 +78,8 @@ class Retrieval(Task):
         queries, database = (subject.features(split) for split in PRESETS[self.preset])
         own = np.arange(len(queries)) if self.preset == "val-loo" else None
         rows = (queries.cls().to(subject.device), database.cls().to(subject.device))
-        labels = queries.labels, database.labels
+        classes, (asked, ranked) = Classes.of(subject, self.splits), PRESETS[self.preset]
+        labels = classes.labels(asked, queries.rows), classes.labels(ranked, database.rows)
         ap = retrieval_ap(*rows, *labels, self_index=own, k=self.at, denominator=DENOMINATORS[self.denominator])
         lonely = ~has_relevant(*labels, within=own is not None)
         ap[lonely] = np.nan if self.empty == "skip" else 0.0

@@ -2,6 +2,7 @@
 
 sources     directories and tar archives; text and JSON files in them; what is missing is named with its layout
 base        what every reader is; ImageFolder, folders without labels, list files
+classes     one order of classes for several splits
 imagenet    ImageNet-1k (classes as folders, or flat with a label file), ImageNet-V2, ImageNet-100
 cifar       CIFAR-10's binary batches
 food        Food-101

@@ -51,9 +51,13 @@ class ImageData:
     """An ordered set of images with optional labels.
 
     paths: relative names; labels: (n,) class indices, (n, C) 0/1 for several labels, or None; `classes`: their names.
-    `skip_bad` leaves out images that cannot be decoded and counts them in `skipped` (found when they are read). Raises
-    FileNotFoundError where there is no image, and ValueError for labels that do not fit the images or the classes.
+    `skip_bad` leaves out images that cannot be decoded and counts them in `skipped` (found when they are read).
+    `subset` says that its classes are known to be a part of those of other splits, so that probes choose among them
+    alone. Raises FileNotFoundError where there is no image, and ValueError for labels that do not fit the images or the
+    classes.
     """
+
+    subset = False
 
     def __init__(
         self,
@@ -151,9 +155,9 @@ class ImageFolder(ImageData):
     """`root/<split>/<class>/...image`, a directory or a tar archive; classes in byte order of their names.
 
     split, folder: where publishers or their releases differ, several names, of which the first that is there is read.
-    archive: the publisher's name of a tar archive that holds `folder`. Accepts the dataset's folder or its parent as
-    `root`. Raises FileNotFoundError when the split is missing or holds no image, and ImageError when a class directory
-    is empty (`allow_empty` admits it).
+    archive: the publisher's name of a tar archive that holds `folder`; subset: see `ImageData`. Accepts the dataset's
+    folder or its parent as `root`. Raises FileNotFoundError when the split is missing or holds no image, and ImageError
+    when a class directory is empty (`allow_empty` admits it).
     """
 
     def __init__(
@@ -165,6 +169,7 @@ class ImageFolder(ImageData):
         archive: str = "",
         name: str = "",
         allow_empty: bool = False,
+        subset: bool = False,
         skip_bad: bool = False,
     ):
         splits = one_or_more(split)
@@ -174,6 +179,7 @@ class ImageFolder(ImageData):
         paths, labels, classes = class_tree(source, inside, allow_empty=allow_empty)
         name = name or one_or_more(folder)[0] or source.root.name
         super().__init__(name, source, paths, labels, classes, skip_bad=skip_bad)
+        self.subset = subset
 
 
 class Images(ImageData):

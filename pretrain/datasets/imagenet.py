@@ -13,7 +13,7 @@ import numpy as np
 
 from pretrain.datasets.base import ImageData, class_tree, indices, is_image
 from pretrain.datasets.names import Names
-from pretrain.datasets.sources import Folder, Source, locate, read_lines
+from pretrain.datasets.sources import Folder, ImageError, Source, locate, read_lines
 
 FOLDERS = ("imagenet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC")
 V2_FOLDER = "imagenetv2-matched-frequency-format-val"
@@ -62,7 +62,8 @@ class ImageNetSubset(ImageNet):
 
     class_list: its name, in the dataset's folder, beside it, or in a folder called `name`; a wnid is the first word of
     a line. Without it a tree of at most `size` classes is read as it is. Raises FileNotFoundError when a larger tree
-    lacks the list, and ValueError for a wnid that the tree does not hold.
+    lacks the list, ValueError for a wnid that the tree does not hold, and ImageError for one of which it holds no image
+    (`allow_empty` admits it).
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ImageNetSubset(ImageNet):
         class_list: str = "imagenet100.txt",
         size: int = 100,
         name: str = "imagenet100",
+        allow_empty: bool = False,
         skip_bad: bool = False,
     ):
         super().__init__(root, split, folder=folder, name=name, allow_empty=True, skip_bad=skip_bad)
@@ -86,6 +88,13 @@ class ImageNetSubset(ImageNet):
             raise FileNotFoundError(
                 f"no {base}/{class_list}, while {self.source.root}/{split} has {len(self.classes)} classes; "
                 f"expected a text file with {size} wnids, or a tree of just these"
+            )
+        assert self.labels is not None
+        empty = np.setdiff1d(np.arange(len(self.classes)), self.labels)
+        if len(empty) and not allow_empty:  # of the kept ones alone: the tree may be a part of ImageNet
+            raise ImageError(
+                f"{self.source.root}/{split} holds no image of class {self.classes[empty[0]]}; "
+                "add some, remove the class or set allow_empty=true"
             )
 
     def _keep(self, wnids: list[str], file: str) -> None:

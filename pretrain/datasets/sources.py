@@ -71,6 +71,7 @@ class Archive:
     def __init__(self, path: Path, inside: str):
         self.root, self._lock = path, threading.Lock()
         self._members: dict[str, tuple[int, int]] = {}
+        self._directories = set[str]()  # those that have a member of their own, and so may hold nothing else
         self._memory: bytearray | None = None
         prefix = f"{inside}/" if inside else ""
         try:
@@ -85,9 +86,11 @@ class Archive:
 
     def _add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, prefix: str) -> None:
         name = PurePosixPath(member.name)
-        if not member.isfile() or any(part.startswith(".") and part != "." for part in name.parts):
+        if any(part.startswith(".") and part != "." for part in name.parts) or not str(name).startswith(prefix):
             return
-        if not str(name).startswith(prefix):
+        if member.isdir():
+            self._directories.add(str(name)[len(prefix) :])
+        if not member.isfile():
             return
         start = member.offset_data
         if self._memory is not None:
@@ -107,14 +110,16 @@ class Archive:
         return self._sorted[first:last]
 
     def folders(self, inside: str = "") -> list[str]:
-        """Names of the folders in `inside` that hold a member, in byte order."""
-        depth = inside.count("/") + 1 if inside else 0
+        """Names of the folders in `inside` that are not hidden, in byte order, empty ones too."""
+        depth, prefix = inside.count("/") + 1 if inside else 0, f"{inside}/" if inside else ""
         parts = (name.split("/") for name in self.names(inside))
-        return sorted({part[depth] for part in parts if len(part) > depth + 1}, key=os.fsencode)
+        found = {part[depth] for part in parts if len(part) > depth + 1}
+        found |= {name.split("/")[depth] for name in self._directories if name.startswith(prefix)}
+        return sorted(found - {"", "."}, key=os.fsencode)
 
     def holds(self, name: str) -> bool:
         """Whether there is a member or a folder of this name."""
-        return name in self._members or bool(self.names(name))
+        return name in self._members or name in self._directories or bool(self.names(name))
 
     def read(self, name: str) -> bytes:
         """Content of a member; raises ImageError naming it when it is missing."""
