@@ -150,15 +150,19 @@ def restore(run: Run) -> bool:
     return True
 
 
+def check_origin(run: Run, path: Path) -> None:
+    """Raises ValueError where the run would be written over the one it begins with."""
+    if path.resolve().is_relative_to(run.directory.resolve()):
+        raise ValueError(f"{run.directory} would be written over {path}, which it begins with; choose another name=...")
+
+
 def start_from(run: Run, path: Path) -> None:
     """Begin with the backbones and heads of another run (or of one of its kept epochs), of student and teacher.
 
     A run without a teacher gives its one network to both; with init.head=fresh the heads stay as they were drawn. What
     the loss keeps beside them is taken over. The other run is noted as `parent` and only read. Raises CheckpointError
-    when the weights do not fit, and ValueError where the run would be written over the one it begins with.
+    when the weights do not fit.
     """
-    if path.resolve().is_relative_to(run.directory.resolve()):
-        raise ValueError(f"{run.directory} would be written over {path}, which it begins with; choose another name=...")
     info, keeps_head = read_run(path), run.info["config"]["init"]["head"] != "fresh"
     has_student = "student.safetensors" in info["sha256"]
     networks = {"teacher": run.teacher, "student": run.network}

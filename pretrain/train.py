@@ -36,7 +36,7 @@ from pretrain.objectives.base import Output
 from pretrain.optim import clip_gradients
 from pretrain.prepare import Run, prepare
 from pretrain.sharding import Sharded, gradients_stay
-from pretrain.state import ADDED, HARMLESS, keeps, restore, save, start_from
+from pretrain.state import ADDED, HARMLESS, check_origin, keeps, restore, save, start_from
 from pretrain.teacher import hash_seed, update_teacher
 from pretrain.views import colour_views
 
@@ -283,12 +283,15 @@ def train(cfg: DictConfig) -> Path:
     cfg.name = str(cfg.name)  # 1 and nan are numbers in YAML
     directory = Path(cfg.runs) / cfg.name
     run = prepare(cfg, directory)
+    origin = run.info["config"]["init"]["checkpoint"]
+    if origin:
+        check_origin(run, Path(origin))
     if cfg.overwrite:
         start_again(run)
     resumed = restore(run)
     if not resumed:
-        if run.info["config"]["init"]["checkpoint"]:
-            start_from(run, Path(run.info["config"]["init"]["checkpoint"]))
+        if origin:
+            start_from(run, Path(origin))
         note_overlap(run, cfg)
     with Log(run, fresh=not resumed) as log:
         last = last_epoch(run.trainer) * run.steps_per_epoch
