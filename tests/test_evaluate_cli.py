@@ -43,12 +43,19 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
     return 0
 
 
-def test_a_user_gets_a_table_and_the_second_time_nothing_to_do(place, images, monkeypatch, capsys):
+FEW = ["knn", "hamming", "linear_cached"]
+
+
+@pytest.mark.parametrize("tasks", [FEW, pytest.param(None, marks=pytest.mark.slow)])
+def test_a_user_gets_a_table_and_the_second_time_nothing_to_do(place, images, monkeypatch, capsys, tasks):
     command = [sys.executable, "-m", "evaluate", "checkpoints=[mine]", f"data_root={images}"]
+    if tasks:
+        entries = ", ".join(f"{{task: {task}, data: folder}}" for task in tasks)
+        command += ["suite=folder", f"suite.tasks=[{entries}]"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     first = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert first.returncode == 0, first.stderr
-    total = 3 * len(run.load_suite("folder"))
+    total = 3 * len(tasks or run.load_suite("folder"))
     recorded, skipped = map(int, re.search(r"(\d+) recorded, (\d+) skipped", first.stdout).groups())
     assert recorded + skipped == total and recorded > total / 2
     for word in (f"[1/{total}] mine: knn on folder", "pixels:16px", "untrained:vit-16x2p8-16px", "linear_cached"):

@@ -131,6 +131,7 @@ def test_tensorboard_holds_what_the_log_holds(images: Path, tmp_path: Path) -> N
     assert losses == list(zip(range(1, 10), read_curves(run / "log.csv")["loss"][1], strict=True))
 
 
+@pytest.mark.slow
 def test_wandb_stays_offline(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
