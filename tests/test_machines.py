@@ -47,8 +47,8 @@ def test_hydras_launcher_trains_each_combination_as_a_job(tmp_path: Path, images
     words = overrides(
         images, "bits_fixed", tmp_path, "trainer.epochs=1", "optim.warmup_epochs=0", "trainer.curves=false"
     )
-    launcher = ["--multirun", "hydra/launcher=submitit_local", "seed=0,1", "name=s${seed}"]
-    command = [sys.executable, "-m", "pretrain", *words, *launcher]
+    launcher = ["hydra/launcher=submitit_local", "seed=0,1", "name=s${seed}"]
+    command = [sys.executable, "-m", "pretrain", "--multirun", *words, *launcher]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import join_group, run_processes
-from tiny import OBJECTIVES, compose, overrides, write_images
+from tiny import OBJECTIVES, TWO_VIEWS, compose, overrides, write_images
 from torch import Tensor
 from training import EQUAL, assert_equal_up_to_sums, logged, run_tiny, stop_at, weights
 
@@ -26,7 +26,7 @@ LARGER = ("trainer.batch_size=36", "trainer.epochs=6")
 
 
 def settings(objective: str) -> tuple[str, ...]:
-    return (*EQUAL, *(LARGER if objective in ("barlow_twins", "vicreg") else ()))
+    return (*EQUAL, *(LARGER if objective in TWO_VIEWS else ()))
 
 
 def train_on_rank(rank: int, images: str, folder: str, objective: str) -> dict[str, Tensor]:
