@@ -6,7 +6,6 @@ and decoding processes; the loop is the one of the library's examples: a forward
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -79,10 +78,15 @@ class Peer:
             num_workers=run.trainer["workers"], persistent_workers=run.trainer["workers"] > 0,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
-        backbone = Backbone(**spec, drop_path=config["backbone"]["drop_path"])
-        head, loss = make_parts(lightly, run.info["objective"], backbone.dim, config["objective"]["head"])
-        self.student: Any = nn.ModuleList([backbone, head]).to(self.device)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False) if run.teacher is not None else None
+        nets = []
+        for _ in range(2):  # built twice: a head with weight norm cannot be copied
+            backbone = Backbone(**spec, drop_path=config["backbone"]["drop_path"])
+            head, loss = make_parts(lightly, run.info["objective"], backbone.dim, config["objective"]["head"])
+            nets.append(nn.ModuleList([backbone, head]).to(self.device))
+        self.student: Any = nets[0]
+        self.teacher: Any = nets[1].requires_grad_(False) if run.teacher is not None else None
+        if self.teacher is not None:
+            self.teacher.load_state_dict(self.student.state_dict())
         self.loss, self.update = loss.to(self.device), lightly.models.utils.update_momentum
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-4, weight_decay=0.04)
         self.batches = self._for_ever()

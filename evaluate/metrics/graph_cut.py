@@ -5,7 +5,8 @@ of similar patches in two, keep the side that looks like an object, remove its p
 sign and binary graphs give runs of equal entries, so both are settled by rule instead of by the solver.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -57,8 +58,21 @@ def maskcut_batch(features: Tensor, *, tau: float, eps: float = 1e-5, stages: in
         raise ValueError(
             f"tau must be in [0, 1), got {tau}: patches that were cut out have cosine 0 and must stay unjoined"
         )
-    parts = features.split(1) if features.device.type == "cpu" else (features,)
-    return torch.cat([_cut(part, tau, eps, stages, corners) for part in parts])
+    if features.device.type != "cpu":
+        return _cut(features, tau, eps, stages, corners)
+    with one_thread():
+        return torch.cat([_cut(part, tau, eps, stages, corners) for part in features.split(1)])
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Products with vectors this short lose more to the pool of threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def masks_to_detections(
