@@ -38,7 +38,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install openmmlab mmcv-ops datasets pretrain adapt adaptation eval-all leaderboard compare ablation test test-all check docs bench cache clean-cache clean clean-all
+.PHONY: help install openmmlab mmcv-ops datasets pretrain adapt adaptation eval-all leaderboard compare ablation test test-thorough test-all check docs bench cache clean-cache clean clean-all
 
 help: ## list the targets and their variables
 	@echo 'make TARGET [VARIABLE=value ...]'
@@ -100,6 +100,9 @@ ablation: $(ready) ## train and measure every run of a table: TABLE (3, 4, 9 to 
 
 test: $(ready) ## the fast tests: ARGS go to pytest (-n 0 starts sooner for a few of them)
 	$(python) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+test-thorough: $(ready) ## the tests of a few seconds each that `make test` leaves out
+	$(python) -m pytest -q -n 2 --dist loadfile -m thorough $(ARGS)
 
 test-all: $(ready) ## every test, slow ones and those for a GPU too
 	$(python) -m pytest -q -m '' $(ARGS)

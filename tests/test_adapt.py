@@ -107,6 +107,7 @@ def test_heads_are_kept_or_redrawn_once_before_the_first_step(parents: Path, tar
     assert (redrawn / FILES[0]).read_bytes() == (parents / "bits_reset" / FILES[0]).read_bytes()
 
 
+@pytest.mark.thorough
 def test_an_adaptation_that_was_stopped_goes_on_byte_for_byte(parents: Path, target: Path, tmp_path: Path) -> None:
     whole = go(parents, target, tmp_path / "a", "bits_reset", "epochs=3")
     go(parents, target, tmp_path / "b", "bits_reset", "epochs=3", "trainer.stop_after_epoch=1")
@@ -159,6 +160,7 @@ def test_a_backbone_without_a_head_begins_with_a_fresh_one(target: Path, tmp_pat
         adapt.configure([f"checkpoint={start}", "data=folder", "head=keep"])
 
 
+@pytest.mark.thorough
 def test_another_objective_keeps_a_head_of_its_kind_and_refuses_one_of_another(
     parents: Path, target: Path, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def test_curves_begin_with_the_frozen_checkpoint_and_end_with_the_run():
     assert (during.x, during.y) == ([0, 1, 3], [5.0, 2.0, 1.0])
 
 
+@pytest.mark.thorough
 def test_the_report_is_written_beside_the_leaderboard_and_names_are_escaped(tmp_path):
     hostile = frozen("x<script>|*a*", "dino")
     records = [*world(), scored(hostile, "knn", "b", [1, 0] * 50), scored(adapted("b", hostile), "knn", "b", [1] * 100)]

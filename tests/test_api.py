@@ -62,6 +62,7 @@ def test_scores_and_comparison_come_as_tables(place: Path, images: Path) -> None
     assert set(table["verdict"]) <= {"better", "worse", "no difference shown"}
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_done_is_said(place: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = evaluate("run0", suite="folder", data_root=place / "nowhere")
     assert table["value"].isna().all() and table["note"].str.startswith("skipped: ").all() and len(table) == 2

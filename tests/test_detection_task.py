@@ -228,6 +228,7 @@ def test_an_empty_annotation_file_is_named(root):
         CocoInstances(root, "val", folder="")
 
 
+@pytest.mark.thorough
 def test_an_image_of_another_size_than_its_annotations_is_named_or_left_out(root, run, tmp_path):
     Image.new("RGB", (20, 32)).save(root / "val" / "1.png")
     given = subject(run, squares(root), tmp_path)

@@ -111,6 +111,7 @@ def settings_of(line: str) -> tuple[str, list[str]] | None:
     )
 
 
+@pytest.mark.thorough
 def test_every_setting_of_every_command_is_one_that_exists() -> None:
     seen = {(name, tuple(words)) for _, line in COMMANDS for name, words in [settings_of(line) or ("", [])] if name}
     assert len(seen) > 10

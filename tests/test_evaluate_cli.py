@@ -121,6 +121,7 @@ def test_missing_data_is_said_and_the_exit_code_is_1(place, monkeypatch, capsys)
     assert "Traceback" not in error
 
 
+@pytest.mark.thorough
 def test_ctrl_c_keeps_what_is_recorded_and_the_same_command_goes_on(place, images, monkeypatch, capsys):
     arguments = ("checkpoints=[mine]", f"data_root={images}", "baselines=false", "quiet=true")
     original = Hamming.run
@@ -136,6 +137,7 @@ def test_ctrl_c_keeps_what_is_recorded_and_the_same_command_goes_on(place, image
     assert f"{rest} recorded, 2 up to date" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_damaged_image_fails_its_tasks_unless_skip_bad_leaves_it_out(place, tmp_path, monkeypatch, capsys):
     root = write_images(tmp_path / "data", train=9, val=3)
     (root / "val" / "class0" / "001.png").write_bytes(b"")

@@ -79,7 +79,8 @@ print(json.dumps([config["input_size"], config["mean"], config["crop_pct"], conf
 """
 
 
-@pytest.mark.parametrize("name", ["plain", pytest.param("average", marks=pytest.mark.slow)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["plain", "average"])
 def test_the_folder_loads_in_plain_timm_without_this_package(name, tmp_path):
     run = run_of(tmp_path, **VARIANTS[name])
     folder = export.export(run, "timm", tmp_path / "out")

@@ -125,6 +125,7 @@ def test_workers_leave_the_records_of_one_process_and_compute_nothing_twice(plac
     assert {key: record.scores for key, record in shared.items()} == {key: r.scores for key, r in alone.items()}
 
 
+@pytest.mark.thorough
 def test_overwrite_computes_each_record_again_once(place, monkeypatch, capsys):
     assert place() == 0
     before, original = written(), evaluator.run_task
@@ -134,6 +135,7 @@ def test_overwrite_computes_each_record_again_once(place, monkeypatch, capsys):
     assert before.keys() == written().keys() and not before.items() & written().items()
 
 
+@pytest.mark.thorough
 def test_a_task_that_fails_is_tried_once_and_named_and_the_rest_is_recorded(place, monkeypatch, capsys):
     def fail(self, subject):
         log("tried")
@@ -146,6 +148,7 @@ def test_a_task_that_fails_is_tried_once_and_named_and_the_rest_is_recorded(plac
     assert "failed: spread on folder, run0: the weights have diverged" in said.err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_what_killed_workers_leave_is_done_by_another_or_by_the_next_command(place, monkeypatch, capsys, deaths):
     original = Spread.run
@@ -166,6 +169,7 @@ def test_what_killed_workers_leave_is_done_by_another_or_by_the_next_command(pla
     assert place() == 0 and len(written()) == 4 and before.items() <= written().items()
 
 
+@pytest.mark.thorough
 def test_what_ends_its_worker_again_and_again_is_given_up(place, monkeypatch, capsys):
     monkeypatch.setattr(Spread, "run", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     assert place(jobs=4, checkpoints=["run0"]) == 1

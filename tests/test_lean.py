@@ -24,7 +24,8 @@ assert torch._dynamo.__file__ and torch._dynamo.utils.__file__, "a stand-in stay
 """
 
 
-@pytest.mark.parametrize("program", [START, pytest.param(START + USE, marks=pytest.mark.slow)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("program", [START, START + USE])
 def test_the_compiler_and_trackers_load_when_used_and_not_before(program):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

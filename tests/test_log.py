@@ -105,6 +105,7 @@ def test_the_centre_moves_once_a_step_by_the_mean_of_its_parts() -> None:
     torch.testing.assert_close(objective.center, next_center(before, teacher, 0.9))
 
 
+@pytest.mark.thorough
 def test_curves_are_drawn_at_the_end_of_a_run(images: Path, tmp_path: Path) -> None:
     run = train(compose(*overrides(images, "bits_fixed", tmp_path, "trainer.curves=true")))
     curves = read_curves(run / "log.csv")

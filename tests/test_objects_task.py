@@ -101,6 +101,7 @@ def test_boxes_with_empty_lists_of_polygons_have_no_ap_of_masks(root, run, tmp_p
     assert {name.partition("_")[0] for name in scores} == {"box"}
 
 
+@pytest.mark.thorough
 def test_a_crf_draws_masks_to_the_edges_of_the_object(root, run, tmp_path, monkeypatch):
     square_cut(monkeypatch)
     coarse, fine = (
@@ -139,6 +140,7 @@ def test_each_of_several_processes_cuts_its_share(root, run, tmp_path):
         assert set(kept) == rows and len(kept) == len(rows)
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_computes_only_what_is_missing(root, run, tmp_path, monkeypatch):
     task, given = Objects(**SETTINGS), subject(run, squares(root), tmp_path)
     original, seen = dense.ResizedViews.__getitem__, []
@@ -306,6 +308,7 @@ def test_overlays_leave_void_and_background_clear_and_small_images_grow_by_whole
     assert fitted(image, 130).shape == (120, 120, 3) and fitted(image, 30).shape == (30, 30, 3)
 
 
+@pytest.mark.thorough
 def test_a_subject_is_not_changed_by_a_task(root, run, tmp_path):
     given: Subject = subject(run, squares(root), tmp_path)
     before = {name: value.clone() for name, value in given.backbone.state_dict().items()}

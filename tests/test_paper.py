@@ -94,6 +94,7 @@ def test_a_setting_is_found_by_the_name_of_its_run_and_never_taken_for_the_metho
     assert all("7.00" not in values for _, _, values in lines(tables[1]))
 
 
+@pytest.mark.thorough
 def test_names_of_runs_are_those_that_their_commands_write():
     for entry in paper_plan.read_plan(build([])).spec["by_setting"].values():
         for objective, *options in entry["runs"]:
@@ -154,6 +155,7 @@ def test_markdown_and_latex_mark_measured_rows_and_escape_names():
     assert r"\multicolumn{3}{c}{detection}" in source and source.count(r"\begin{tabular}") == 16
 
 
+@pytest.mark.thorough
 def test_figures_are_drawn_from_curves_beside_records(tmp_path):
     curve = np.linspace([0.1, 0.2], [0.5, 0.4], 10)  # two heads, the first ends better
     probe = measured("linear", "top1", 0.5, outcomes={"curve_top1": curve, "sample_id": np.arange(3)})

@@ -370,6 +370,7 @@ def test_parquet_holds_the_scores_or_says_what_to_install(tmp_path, capsys):
         assert pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()[0]["value"] == 0.75
 
 
+@pytest.mark.thorough
 def test_records_leaderboard_and_compare_never_load_torch(tmp_path):
     write(tmp_path / "records", record(correct=[1, 0, 1, 1]))
     write(tmp_path / "records", record("dino-s0", correct=[1, 0, 0, 1]))

@@ -125,6 +125,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(root,
     assert (weights_digest(whole.model.backbone.network) == before) is frozen
 
 
+@pytest.mark.thorough
 def test_the_heads_of_a_sweep_are_trained_apart_and_chosen_on_images_that_are_not_tested(root, run, tmp_path):
     given = subject(run, pairs(root), tmp_path)
     sweep = task("segmentation_sweep", lr=[1e-6, 0.1], iterations=30)

@@ -182,6 +182,7 @@ def _nearest_neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray,
     return np.stack([(votes == c).sum(1) for c in range(classes)], 1).argmax(1)
 
 
+@pytest.mark.thorough
 def test_mean_colour_does_not_tell_the_shape() -> None:
     colours, labels = {}, {}
     for split, count in (("train", 600), ("val", 400)):

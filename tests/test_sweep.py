@@ -105,6 +105,7 @@ def words_of(images: Path, runs: Path) -> list[str]:
     return ["experiment=table13", "data=folder", "at_once=2", *shared, "trainer.epochs=1", "optim.warmup_epochs=0"]
 
 
+@pytest.mark.thorough
 def test_only_what_is_not_finished_is_started_and_failures_end_in_an_exit_code(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

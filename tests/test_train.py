@@ -54,6 +54,7 @@ def test_a_batch_too_small_for_the_statistic_is_refused(objective: str, images: 
         run_tiny(images, objective, tmp_path, "trainer.batch_size=1")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("settings", "kept"), [
     (["trainer.keep_every=2"], ["002", "004"]),
     (["trainer.keep_last=2"], ["004", "005"]),
@@ -120,6 +121,7 @@ def test_a_finished_run_is_not_trained_again(images: Path, tmp_path: Path, capsy
     assert "nothing to do" in capsys.readouterr().out and weights(run) == before
 
 
+@pytest.mark.thorough
 def test_another_configuration_never_overwrites_a_run(images: Path, tmp_path: Path) -> None:
     run = run_tiny(images, "bits_fixed", tmp_path)
     before = weights(run)
@@ -130,6 +132,7 @@ def test_another_configuration_never_overwrites_a_run(images: Path, tmp_path: Pa
     assert weights(run) != before
 
 
+@pytest.mark.thorough
 def test_accumulated_gradients_equal_the_whole_batch(images: Path, tmp_path: Path) -> None:
     whole = run_tiny(images, "dino", tmp_path / "whole", *EQUAL)
     parts = run_tiny(images, "dino", tmp_path / "parts", *EQUAL, "trainer.accumulate=3")
@@ -154,6 +157,7 @@ def test_accumulation_is_refused_where_a_statistic_would_change(
         run_tiny(images, objective, tmp_path, "trainer.accumulate=2", *settings)
 
 
+@pytest.mark.thorough
 def test_a_run_may_begin_with_the_weights_of_another(images: Path, tmp_path: Path) -> None:
     first = run_tiny(images, "bits_fixed", tmp_path / "first")
     still = ("optim.lr=0", "optim.min_lr=0", "ema={base: 1.0, final: 1.0}")
@@ -202,6 +206,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(images: Path, tmp_
         run_tiny(images, "bits_fixed", tmp_path, "optim.lr=1e30", "optim.clip_grad=0", "trainer.epochs=20")
 
 
+@pytest.mark.thorough
 def test_drop_path_differs_between_steps_but_repeats_between_runs(images: Path, tmp_path: Path) -> None:
     a = run_tiny(images, "bits_fixed", tmp_path / "a", "backbone.drop_path=0.5")
     b = run_tiny(images, "bits_fixed", tmp_path / "b", "backbone.drop_path=0.5")
@@ -369,6 +374,7 @@ def test_a_run_ends_with_its_epochs_whatever_it_is_told_to_stop_after(images: Pa
     assert read_run(run)["epoch"] == 3 and read_run(run)["finished"]
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_killed_in_its_last_save_is_finished_by_the_next_call(images: Path, tmp_path: Path) -> None:
     whole = run_tiny(images, "bits_fixed", tmp_path / "a")
     killed = run_tiny(images, "bits_fixed", tmp_path / "b")
@@ -382,6 +388,7 @@ def test_zero_means_never_between(images: Path, tmp_path: Path) -> None:
     assert read_run(run)["finished"] and len(logged(run)) == 3
 
 
+@pytest.mark.thorough
 def test_overwriting_leaves_nothing_of_the_older_run(images: Path, tmp_path: Path) -> None:
     run_tiny(images, "bits_fixed", tmp_path, "trainer.keep_every=1")
     run = run_tiny(images, "bits_fixed", tmp_path, "trainer.epochs=1", "overwrite=true")
