@@ -156,9 +156,10 @@ def plan(
 
 
 def curves(checkpoints: Iterable[str], settings: DictConfig, runs: str) -> dict[str, list[dict[str, Any]]]:
-    """What the curves of adapted runs need besides the runs themselves: their kept epochs on their target."""
+    """What adapted runs are compared with: their kept epochs, and where they began if it is here, on their target."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for name in checkpoints:
+    names = list(checkpoints)
+    for name in names:
         reference = importer.resolve(name, runs)
         about = importer.read_run(reference.path) if (reference.kind, reference.baseline) == ("run", "") else {}
         if about.get("parent") and reference.path.parent.name != "epochs":
@@ -167,6 +168,9 @@ def curves(checkpoints: Iterable[str], settings: DictConfig, runs: str) -> dict[
                 known = source if source in evaluation.choices("data") else ""
                 wanted = by_epoch(Pairing(name, reference.path, known, target), settings)
                 found |= {str(path): wanted for path in kept_epochs(reference.path)}
+                if origin := next((each for each in names if Path(each).name == about["parent"]["name"]), None):
+                    own, target_entries = found.setdefault(origin, []), entries(target, settings.tasks)
+                    own += [entry for entry in target_entries + wanted[-1:] if entry not in own]
     return found
 
 

@@ -198,7 +198,9 @@ def measure(config: DictConfig, more: fanout.Entries = MappingProxyType({})) -> 
         raise ValueError(f"checkpoints=[] names nothing to evaluate; {importer.ACCEPTED}")
     suite = None if config.suite is None else as_entries(config.suite)
     entries = plan_entries(map(str, config.checkpoints), suite, config.runs, config.baselines)
-    entries |= {name: list(own) for name, own in more.items() if name not in entries}
+    for name, own in more.items():
+        known = entries.get(name, [])
+        entries[name] = [*known, *(entry for entry in own if entry not in known)]
     plan = as_items(entries)
     processes = Processes.from_environment()
     evaluator = make_evaluator(config, processes)

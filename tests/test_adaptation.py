@@ -46,10 +46,10 @@ def test_a_plan_measures_target_source_and_signals_before_after_and_between(tmp_
     assert [places[str(folder / "epochs" / e)] for e in ("001", "002")] == [kept] * 2
     assert str(folder / "epochs" / "003") not in plan  # the run itself
     assert not adaptation.curves([f"untrained:{folder}"], SETTINGS, str(tmp_path))  # its twin was never adapted
-    assert adaptation.curves([str(folder), str(parent)], SETTINGS, str(tmp_path)).keys() == plan.keys() - {
-        "p",
-        str(folder),
-    }
+    found = adaptation.curves([str(folder), str(parent)], SETTINGS, str(tmp_path))
+    assert found.keys() == plan.keys() - {"p", str(folder)} | {str(parent)}
+    assert {(entry["task"], entry["data"]) for entry in found[str(parent)]} == kept  # frozen, on the target
+    assert str(parent) not in adaptation.curves([str(folder)], SETTINGS, str(tmp_path))
 
 
 def test_targets_are_measured_by_their_own_suite_or_as_the_paper_does():
