@@ -91,9 +91,7 @@ def train_step(run: Run, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]
         with unsynchronised(run) if i < len(parts) else contextlib.nullcontext():
             outputs.append(forward_backward(run, part, epoch, len(parts)))
     if fabric.strategy.precision.precision == "16-mixed":
-        fabric.strategy.precision.unscale_gradients(
-            cast(Any, run.optimizer).optimizer
-        )  # the wrapper would be unscaled twice
+        fabric.strategy.precision.unscale_gradients(cast(Any, run.optimizer).optimizer)  # not of the wrapper
     norm = clip_gradients(run.network.parameters(), *run.clip)
     run.objective.drop_gradients(run.network.head, epoch)
     run.optimizer.step()
