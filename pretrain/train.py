@@ -91,7 +91,8 @@ def train_step(run: Run, batch: dict[str, Any], epoch: int) -> dict[str, Tensor]
         with unsynchronised(run) if i < len(parts) else contextlib.nullcontext():
             outputs.append(forward_backward(run, part, epoch, len(parts)))
     if fabric.strategy.precision.precision == "16-mixed":
-        fabric.strategy.precision.unscale_gradients(cast(Any, run.optimizer).optimizer)  # not of the wrapper
+        wrapped: Any = run.optimizer  # the scaler would not know the wrapper's gradients and unscale them again
+        fabric.strategy.precision.unscale_gradients(wrapped.optimizer)
     norm = clip_gradients(run.network.parameters(), *run.clip)
     run.objective.drop_gradients(run.network.head, epoch)
     run.optimizer.step()
