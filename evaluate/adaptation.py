@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from evaluate import adapt, importer, trainings
 from evaluate import run as evaluation
 from evaluate.processes import Processes
-from evaluate.tasks.base import Unavailable
 from pretrain import cli
 from pretrain.checkpoint import CheckpointError, read_run
 
@@ -92,7 +91,7 @@ def fingerprints(targets: Iterable[str], data_root: str) -> dict[str, str]:
         data = evaluation.load_data(target, data_root)
         try:
             found[target] = data.split("train").fingerprint
-        except (Unavailable, ValueError, OSError):
+        except (ValueError, OSError):
             found[target] = ""
     return found
 

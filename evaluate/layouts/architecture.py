@@ -10,19 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from evaluate.layouts.options import Options
+from pretrain.backbones import SETTINGS
 from pretrain.checkpoint import CheckpointError
 
 BASE = "vit_base_patch16_224"  # every number of it is given, so which timm name it is matters not
 HEADS = {1280: 16, 1408: 16, 1664: 16}  # ViT-H, -g and -G; everything else has 64 channels a head
 # JSON settings of a timm vision transformer. Others would reach `timm.create_model`, which can download and open files.
-TIMM_SETTINGS = {
-    "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm",
-    "scale_mlp_norm", "proj_bias", "init_values", "class_token", "no_embed_class", "reg_tokens", "pre_norm",
-    "final_norm", "act_layer",
-}  # fmt: skip
 TIMM_IGNORED = {"img_size", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "weight_init",
                 "fix_init", "fc_norm", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate",
                 "attn_drop_rate", "drop_path_rate", "in_chans"}  # fmt: skip
+TIMM_SETTINGS = SETTINGS - TIMM_IGNORED | {"patch_size"}
 
 
 def from_tensors(tensors: Mapping[str, Tensor], origin: str) -> dict[str, Any]:
