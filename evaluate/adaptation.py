@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from evaluate import adapt, importer, trainings
+from evaluate import adapt, importer
 from evaluate import run as evaluation
 from evaluate.processes import Processes
-from pretrain import cli
+from pretrain import cli, trainings
 from pretrain.checkpoint import CheckpointError, read_run
 
 SUITE = "paper"  # speaks of the targets that have no suite of their own
@@ -186,8 +186,9 @@ def train(config: DictConfig, found: Sequence[Pairing]) -> list[str]:
     wanted = {name: words(p, settings.epochs, settings.settings) for name, p in missing.items()}
     if wanted and not config.quiet:
         print(f"adapting: {', '.join(wanted)}", flush=True)
+    wanted = trainings.placed(wanted, data_root=config.data_root, runs=config.runs, quiet=config.quiet)
     at_once = trainings.side_by_side(config.everything.at_once)
-    return trainings.pretrain(config, wanted, at_once, "pretrain.adapt") if wanted else []
+    return trainings.train_all(wanted, at_once, "pretrain.adapt") if wanted else []
 
 
 def run(config: DictConfig) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from evaluate import adaptation, trainings
+from evaluate import adaptation
 from evaluate import run as evaluation
 from evaluate.processes import Processes
-from pretrain import cli
+from pretrain import cli, trainings
 from pretrain.checkpoint import CheckpointError, read_run, write_json
 
 PLAN = ".eval-all.json"  # below `runs`: what was begun, so that an interrupted first time is completed, not forgotten
@@ -70,7 +70,9 @@ def run(config: DictConfig) -> None:
             raise ValueError("torchrun shares out an evaluation, not these trainings: run the command once without it")
         if wanted:
             print(f"no finished run in {runs}: training {', '.join(wanted)}" if not config.quiet else "", flush=True)
-            failed = trainings.pretrain(config, wanted, trainings.side_by_side(settings.at_once))
+            place = {"data_root": config.data_root, "runs": config.runs, "quiet": config.quiet}
+            told = trainings.placed(wanted, **place)
+            failed = trainings.train_all(told, trainings.side_by_side(settings.at_once))
         failed += adapt(config)
         if not failed:
             (runs / PLAN).unlink(missing_ok=True)

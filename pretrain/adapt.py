@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from pretrain import cli
 from pretrain.backbones import Backbone
 from pretrain.checkpoint import CheckpointError, load_backbone, network_digest, read_run
-from pretrain.sweep import quoted
 from pretrain.train import train
+from pretrain.trainings import quoted
 
 HEADS = ("auto", "keep", "redraw", "fresh")
 #: what belongs to the machine at hand rather than to the run

@@ -9,23 +9,18 @@ and what needs no mention there (`implied`), because the recipe has it.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 import yaml
 from omegaconf import OmegaConf
 
 from pretrain import cli
 from pretrain.checkpoint import read_run
+from pretrain.trainings import quoted, side_by_side, train_all
 
 EXPERIMENTS = cli.CONFIGS / "experiment"
 
@@ -139,42 +134,6 @@ def is_finished(folder: Path, overrides: Sequence[str]) -> bool:
     return True
 
 
-def quoted(key: str, value: str) -> str:
-    """An override that Hydra reads as this text, whatever is in it."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{key}="{escaped}"'
-
-
-def train_all(wanted: Mapping[str, Sequence[str]], at_once: int) -> list[str]:
-    """Train runs, so many at a time with an equal share of the cores; returns the names of those that failed."""
-    threads = str(max(1, (os.cpu_count() or 1) // at_once))
-    waiting, running, failed = list(wanted), dict[str, subprocess.Popen](), list[str]()
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                name = waiting.pop(0)
-                command = [sys.executable, "-m", "pretrain", *wanted[name]]
-                own = {"OMP_NUM_THREADS": threads, "TQDM_POSITION": str(len(running))}
-                # A process group of its own: Ctrl-C reaches it once, through us, and it saves before it ends.
-                running[name] = subprocess.Popen(command, env={**own, **os.environ}, process_group=0)
-            time.sleep(0.2)
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                if running.pop(name).returncode:
-                    failed.append(name)
-    except KeyboardInterrupt:
-        for process in running.values():
-            process.send_signal(signal.SIGINT)
-        for process in running.values():
-            process.wait()
-        raise cli.Interrupted("runs are saved; the same command goes on from there") from None
-    return failed
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def sweep(request: Request) -> None:
     """Train what a request names and is not finished, or only list it; exits with 1 when a run failed."""
     spec = read_experiment(request.experiment)
@@ -188,8 +147,7 @@ def sweep(request: Request) -> None:
     overrides = {name: [*words, f"name={name}", *settings] for name, words in runs.items()}
     wanted = {name: words for name, words in overrides.items() if not is_finished(folders[name], words)}
     print(f"{spec['title']}: {len(runs)} runs, {len(runs) - len(wanted)} of them finished", flush=True)
-    at_once = request.at_once or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
-    if failed := train_all(wanted, at_once):
+    if failed := train_all(wanted, side_by_side(request.at_once)):
         print(f"not trained: {', '.join(failed)}; see above, the same command tries again", file=sys.stderr)
         sys.exit(1)
 

@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from evaluate.evaluator import Evaluator, Item
 from evaluate.features import Store
 from evaluate.metrics.coco import coco_ap, encode_mask, region_mask
-from evaluate.metrics.coco_bootstrap import class_intervals
+from evaluate.metrics.coco_bootstrap import class_intervals, class_matches
 from evaluate.openmmlab import training
 from evaluate.openmmlab.sizes import base_stride
 from evaluate.run import load_task
@@ -292,8 +292,8 @@ def test_class_aware_ap_with_its_interval_is_the_coco_ap():
             box = [int(x + shift[0]), int(y + shift[1]), 30, 20]
             found.append({"image_id": image, "category_id": category, "bbox": box, "score": float(rng.random())})
         found.append({"image_id": image, "category_id": 1, "bbox": [0, 0, 9, 9], "score": float(rng.random())})
-    values, ends = class_intervals(truth, found, iou_type="bbox")
+    values, ends = class_intervals(class_matches(truth, found, iou_type="bbox"))
     np.testing.assert_allclose(values, coco_ap(truth, found, iou_type="bbox")[:3], atol=1e-9)
     assert all(low < value < high for value, (low, high) in zip(values, ends, strict=True))
-    empty, unknown = class_intervals(truth | {"annotations": []}, found, iou_type="bbox")
+    empty, unknown = class_intervals(class_matches(truth | {"annotations": []}, found, iou_type="bbox"))
     assert np.isnan(empty).all() and unknown == [(None, None)] * 3

@@ -276,12 +276,11 @@ def test_resampled_precision_of_the_whole_set_is_coco_ap(iou_type):
 
 def test_an_image_drawn_twice_counts_as_two_copies_of_it():
     hits = np.array([[True, False, True]] * 10)
-    parts = (hits, np.ones((10, 3), bool), np.array([1, 2]), np.zeros(12))
+    parts = (hits, np.ones((10, 3), bool), np.array([1, 2]), np.zeros(12), np.array([0.9, 0.8, 0.7]))
     once = Matches(np.array([1, 2]), np.array([0, 1, 1]), *parts)
     hits = np.array([[True, False, False, True, True]] * 10)
-    copies = Matches(
-        np.array([1, 2, 3]), np.array([0, 1, 2, 1, 2]), hits, np.ones((10, 5), bool), np.array([1, 2, 2]), np.zeros(12)
-    )
+    parts = (hits, np.ones((10, 5), bool), np.array([1, 2, 2]), np.zeros(12), np.array([0.9, 0.8, 0.8, 0.7, 0.7]))
+    copies = Matches(np.array([1, 2, 3]), np.array([0, 1, 2, 1, 2]), *parts)
     np.testing.assert_allclose(once.precision(np.array([1.0, 2.0])), copies.precision())
     assert np.isnan(once.precision(np.array([0.0, 0.0]))).all()
 

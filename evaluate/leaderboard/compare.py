@@ -17,9 +17,11 @@ import numpy as np
 
 from evaluate.leaderboard import seeds
 from evaluate.leaderboard.grid import title
-from evaluate.leaderboard.samples import Sample, average_to, extremes, paired, pixels
+from evaluate.leaderboard.samples import Sample, average_to, detections, extremes, paired, pixels
 from evaluate.leaderboard.table import choices, differing_fields
 from evaluate.metrics import statistics
+from evaluate.metrics.interpolated import IOUS
+from evaluate.metrics.paired_ap import paired_ap, set_ap
 from evaluate.metrics.paired_iou import paired_iou
 from evaluate.metrics.segmentation import mean_iou_of_totals
 from evaluate.records import Record, checkpoint_key
@@ -33,8 +35,8 @@ class Comparison:
     """`other` against `reference` on one task and dataset under one protocol.
 
     `difference` is other minus reference in the unit of the score; `low` and `high` bound `mean_difference`, that of
-    the paired outcomes (of the score itself for a mean IoU), at 95 %. `counts` are the samples on which other is
-    better, equal, worse; `most_better` and `most_worse` those on which it is so by most. `adjusted` is Holm's p-value
+    the paired outcomes (of the score itself for a mean IoU or an AP), at 95 %. `counts` are the samples on which other
+    is better, equal, worse; `most_better` and `most_worse` those with the widest gap. `adjusted` is Holm's p-value
     over all comparisons made together. Without paired outcomes all of these are None or empty and `note` says why.
     """
 
@@ -71,8 +73,8 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
     """Compare two records of one protocol; raises ValueError naming the fields that differ if they are not comparable.
 
     Interval: paired bootstrap over samples, or over whole groups where they come in groups (frames of a video).
-    p-value: McNemar for outcomes 0 or 1, sign-flip permutation for others and for groups. A mean IoU whose pixels were
-    kept is itself resampled and permuted by image. Where a side is a recipe of
+    p-value: McNemar for outcomes 0 or 1, sign-flip permutation for others and for groups. A mean IoU whose pixels
+    were kept, and an AP whose matches were, is itself resampled and permuted by image. Where a side is a recipe of
     several seeds, both come from the two-level bootstrap.
     """
     if reference.fingerprint != other.fingerprint:
@@ -85,7 +87,7 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
     by_seed = seeds.tables(reference, other, pairs)
     options: dict[str, Any] = {"samples": samples, "seed": seed, "groups": groups}
     better, worse = extremes(pairs, KEPT, higher_is_better=other.higher_is_better, seed=seed)
-    of_set = None if by_seed or groups is not None else _iou(reference, other, samples, seed)
+    of_set = None if by_seed or groups is not None else _of_set(reference, other, samples, seed)
     if of_set is not None:
         interval = of_set
     elif by_seed is None:
@@ -117,17 +119,19 @@ def compare_records(reference: Record, other: Record, *, samples: int = 10_000, 
     )
 
 
-def _iou(reference: Record, other: Record, samples: int, seed: int) -> statistics.PairedDifference | None:
-    """The test of a mean IoU itself, where the pixels behind both scores were kept; None for any other score."""
-    kept = pixels(reference, other)
-    if kept is None:
-        return None
-    rule = bool(reference.protocol.get("empty_as_zero", False))
-    sums = np.array([table.sum(axis=0, dtype=np.float64) for table in kept])
-    found = mean_iou_of_totals(sums, rule)
-    if not np.allclose(found, [reference.score.value, other.score.value], atol=1e-6):
-        return None  # the pixels are behind another score of these records
-    return paired_iou(kept[1], kept[0], samples=samples, seed=seed, empty_as_zero=rule)
+def _of_set(reference: Record, other: Record, samples: int, seed: int) -> statistics.PairedDifference | None:
+    """The test of a mean IoU or AP itself, where what is behind both scores was kept; None for any other score."""
+    wanted = [reference.score.value, other.score.value]
+    if (kept := pixels(reference, other)) is not None:
+        rule = bool(reference.protocol.get("empty_as_zero", False))
+        sums = np.array([table.sum(axis=0, dtype=np.float64) for table in kept])
+        if np.allclose(mean_iou_of_totals(sums, rule), wanted, atol=1e-6):  # else the pixels are behind another score
+            return paired_iou(kept[1], kept[0], samples=samples, seed=seed, empty_as_zero=rule)
+    if (sides := detections(reference, other)) is not None:
+        thresholds = 1 if reference.main.endswith("ap50") else len(IOUS)
+        if np.allclose([set_ap(side, thresholds) for side in sides], wanted, atol=1e-6):
+            return paired_ap(sides[1], sides[0], thresholds=thresholds, samples=samples, seed=seed)
+    return None
 
 
 def _caveats(scores_are_means: bool, by_seed: tuple[np.ndarray, np.ndarray] | None) -> list[str]:

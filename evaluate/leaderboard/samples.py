@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evaluate.metrics.paired_ap import Side
 from evaluate.records import Record, Score
 
 
@@ -66,6 +67,21 @@ def pixels(a: Record, b: Record) -> tuple[np.ndarray, np.ndarray] | None:
         tables.append((ids[order], table[order]))
     (ids_a, one), (ids_b, two) = tables
     return (one, two) if one.shape == two.shape and len(one) > 1 and np.array_equal(ids_a, ids_b) else None
+
+
+def detections(a: Record, b: Record) -> tuple[Side, Side] | None:
+    """What two detectors matched in the same images, in the order of `a`; None where that was not kept."""
+    needed = {"sample_id", "ap_matches", "ap_objects"}
+    if not (needed <= a.outcomes.keys() and needed <= b.outcomes.keys()):
+        return None
+    order_a, order_b = (np.argsort(record.outcomes["sample_id"], kind="stable") for record in (a, b))
+    if not np.array_equal(a.outcomes["sample_id"][order_a], b.outcomes["sample_id"][order_b]):
+        return None
+    rows = np.empty_like(order_b)
+    rows[order_a] = order_b
+    one = Side(a.outcomes["ap_matches"], a.outcomes["ap_objects"])
+    two = Side(b.outcomes["ap_matches"][rows], b.outcomes["ap_objects"][rows])
+    return (one, two) if len(rows) > 1 and np.array_equal(one.objects, two.objects) else None
 
 
 def extremes(pairs: Pairs, count: int, *, higher_is_better: bool, seed: int = 0) -> tuple[list[Sample], list[Sample]]:

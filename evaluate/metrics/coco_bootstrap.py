@@ -8,15 +8,15 @@ stand next to each other among equal scores.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from evaluate.metrics.coco import STAT_NAMES, Annotation, Truth, _evaluate, _read_detections, _read_truth
+from evaluate.metrics.interpolated import IOUS, interpolated_ap
 from evaluate.metrics.statistics import expanded_percentiles
 
-IOUS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0.0, 1.0, 101)
 RESAMPLES = 1000
 CLASS_RESAMPLES = 300  # each class is ranked again in every one
 
@@ -27,7 +27,7 @@ class Matches:
 
     ids (I,) image ids, ascending; images (D,) position of each detection's image; hits, counted (10, D): whether it
     matched an object, and whether it counts at all (matches with crowds do not), by IoU 0.50:0.05:0.95; objects (I,)
-    number of objects in each image, crowds left out; stats (12,) the summary numbers of the whole set.
+    number of objects in each image, crowds left out; stats (12,) the summary numbers of the whole set; scores (D,).
     """
 
     ids: np.ndarray
@@ -36,6 +36,7 @@ class Matches:
     counted: np.ndarray
     objects: np.ndarray
     stats: np.ndarray
+    scores: np.ndarray
 
     def stat(self, name: str) -> float:
         """One of the 12 summary numbers, NaN where it is undefined."""
@@ -45,14 +46,7 @@ class Matches:
     def precision(self, weights: np.ndarray | None = None) -> np.ndarray:
         """AP at each IoU, (10,), with every image counted `weights` (I,) times; NaN without any object."""
         repeats = np.ones(len(self.ids)) if weights is None else weights
-        total = float(repeats @ self.objects)
-        if total == 0:
-            return np.full(len(IOUS), np.nan)
-        each = repeats[self.images] * self.counted
-        found, wrong = np.cumsum(each * self.hits, axis=1), np.cumsum(each * ~self.hits, axis=1)
-        precision = found / np.maximum(found + wrong, np.spacing(1))
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        return np.array([_at_recalls(f / total, p) for f, p in zip(found, precision, strict=True)])
+        return interpolated_ap(repeats[self.images], self.hits, self.counted, float(repeats @ self.objects))
 
     def by_image(self) -> np.ndarray:
         """AP at each IoU of every image on its own, (10, I); NaN for images without an object."""
@@ -61,7 +55,7 @@ class Matches:
         starts = np.searchsorted(self.images[order], np.arange(len(self.ids) + 1))
         for i in np.flatnonzero(self.objects):
             own = order[starts[i] : starts[i + 1]]
-            parts = (self.hits[:, own], self.counted[:, own], self.objects[i : i + 1], self.stats)
+            parts = (self.hits[:, own], self.counted[:, own], self.objects[i : i + 1], self.stats, self.scores[own])
             values[:, i] = Matches(self.ids[i : i + 1], np.zeros(len(own), np.int64), *parts).precision()
         return values
 
@@ -115,33 +109,60 @@ def agnostic_matches(truth_json: Truth, detections: list[Annotation], *, iou_typ
     hits, counted = (
         np.concatenate([p[k] for p in parts], axis=1) if parts else np.zeros((10, 0), bool) for k in (0, 1)
     )
-    ranked = np.argsort(-np.concatenate([*scores, np.zeros(0)]), kind="stable")
+    every = np.concatenate([*scores, np.zeros(0)])
+    ranked = np.argsort(-every, kind="stable")
     summary = np.array(evaluator.stats[:12], np.float64)
-    return Matches(ids, np.array(images, np.int64)[ranked], hits[:, ranked], counted[:, ranked], objects, summary)
+    ranked_images = np.array(images, np.int64)[ranked]
+    return Matches(ids, ranked_images, hits[:, ranked], counted[:, ranked], objects, summary, every[ranked])
 
 
-def class_intervals(
-    truth_json: Truth, detections: list[Annotation], *, iou_type: str
-) -> tuple[np.ndarray, list[tuple[float | None, float | None]]]:
-    """Class-aware AP, AP50 and AP75, (3,), the means over the classes that have objects, with intervals over images.
-
-    Arguments and errors as `evaluate.metrics.coco_ap`; the same images are drawn for every class.
-    """
+def class_matches(truth_json: Truth, detections: list[Annotation], *, iou_type: str) -> list[Matches]:
+    """The matches of every class that has objects; arguments and errors as `evaluate.metrics.coco_ap`."""
     truth = _read_truth(truth_json, iou_type, False)
     found = _read_detections(truth, detections, iou_type, False)
     annotated = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
-    wholes, draws, images = [], [], len(truth["images"])
+    by_class = []
     for category in (c["id"] for c in truth["categories"] if c["id"] in annotated):
         own = truth | {"annotations": [a for a in truth["annotations"] if a["category_id"] == category]}
-        matches = agnostic_matches(own, [d for d in found if d["category_id"] == category], iou_type=iou_type)
-        wholes.append(matches.precision())
-        draws.append(matches.resampled(count=CLASS_RESAMPLES))
-    if not wholes:
+        mine = [detection for detection in found if detection["category_id"] == category]
+        by_class.append(agnostic_matches(own, mine, iou_type=iou_type))
+    return by_class
+
+
+def class_intervals(classes: Sequence[Matches]) -> tuple[np.ndarray, list[tuple[float | None, float | None]]]:
+    """Class-aware AP, AP50 and AP75, (3,), the means over the classes that have objects, with intervals over images.
+
+    The same images are drawn for every class.
+    """
+    if not classes:
         return np.full(3, np.nan), [(None, None)] * 3
+    wholes = [matches.precision() for matches in classes]
+    draws = [matches.resampled(count=CLASS_RESAMPLES) for matches in classes]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a resample may hold no object of any class
         whole, resamples = np.nanmean(wholes, axis=0), np.nanmean(draws, axis=0)
-    return np.array([whole.mean(), whole[0], whole[5]]), interval(whole, resamples, images)
+    return np.array([whole.mean(), whole[0], whole[5]]), interval(whole, resamples, len(classes[0].ids))
+
+
+def by_image(classes: Sequence[Matches]) -> dict[str, np.ndarray]:
+    """The matches of I images in C classes, in the form of `evaluate.metrics.paired_ap`, for a record to keep.
+
+    "ap_matches" (I, K, 4): class, score, hits and counted (bit t for IoU t) of the detections of each image, NaN behind
+    the last; "ap_objects" (I, C). Images by ascending id.
+    """
+    images = len(classes[0].ids)
+    image = np.concatenate([matches.images for matches in classes])
+    bits = 1 << np.arange(len(IOUS))
+    columns = [
+        np.column_stack([np.full(len(m.images), c), m.scores, bits @ m.hits, bits @ m.counted])
+        for c, m in enumerate(classes)
+    ]
+    order = np.argsort(image, kind="stable")
+    counts = np.bincount(image, minlength=images)
+    kept = np.full((images, max(counts.max(), 1), 4), np.nan)
+    place = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept[image[order], place] = np.concatenate(columns)[order]
+    return {"ap_matches": kept, "ap_objects": np.column_stack([matches.objects for matches in classes])}
 
 
 def _match(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -162,9 +183,3 @@ def _match(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarr
             elif (row[crowds] >= least).any():
                 counted[t, d] = False
     return hits, counted
-
-
-def _at_recalls(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Mean over 101 recalls of the best precision at or beyond each; 0 where it is not reached."""
-    place = np.searchsorted(recall, RECALLS, side="left")
-    return float(np.append(precision, 0.0)[place].mean())

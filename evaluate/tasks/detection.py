@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from evaluate.metrics.coco import coco_ap, coco_image_ap, decode_mask
-from evaluate.metrics.coco_bootstrap import class_intervals
+from evaluate.metrics.coco_bootstrap import Matches, by_image, class_intervals, class_matches
 from evaluate.openmmlab.samples import Augmentation, instance_samples
 from evaluate.openmmlab.training import Schedule, Training, own_randomness
 from evaluate.overlay import Tile, blend, named_boxes, sheet
@@ -31,7 +31,7 @@ PAIRS = 3  # images in a row of the sheet, each with annotation and result
 
 
 class Detection(HeadTask):
-    """COCO AP of boxes and, where the head gives them, of masks; a record keeps AP of single images.
+    """COCO AP of boxes and, where the head gives them, of masks; a record keeps AP of single images and all matches.
 
     epochs, milestones, batch_size, lr, weight_decay, warmup: AdamW, linear warm-up over iterations, a tenth of the rate
     from each milestone on, in epochs; iterations, if given, replace `epochs` and the milestones keep their shares.
@@ -161,15 +161,19 @@ class Detection(HeadTask):
         training = self.trained(subject)
         kept = self.predict(subject, training, range(len(test)))
         rows = [row for row in range(len(test)) if kept[str(row)] is not None]
+        rows.sort(key=test.ids.__getitem__)  # equal scores rank by image id
         found = [detection for row in rows for detection in kept[str(row)]]
         listed = {test.ids[row] for row in rows}
         truth = test.truth | {"images": [test.truth["images"][row] for row in rows]}
         truth["annotations"] = [item for item in truth["annotations"] if item["image_id"] in listed]
         result = Result({}, {"sample_id": np.array([test.paths[row] for row in rows])})
         for region in ("box", "mask") if self.masks else ("box",):
-            result.scores |= region_scores(truth, found, region)
-            by_image = coco_image_ap(truth, found, iou_type=IOU_TYPES[region])
-            result.outcomes[f"{region}_ap"] = np.array([by_image[test.ids[row]] for row in rows])
+            classes = class_matches(truth, found, iou_type=IOU_TYPES[region])
+            result.scores |= region_scores(truth, found, region, classes)
+            single = coco_image_ap(truth, found, iou_type=IOU_TYPES[region])
+            result.outcomes[f"{region}_ap"] = np.array([single[test.ids[row]] for row in rows])
+            if classes and f"{region}_ap" == self.main(subject):
+                result.outcomes |= by_image(classes)
         result.skipped = {"test images": len(test) - len(rows), "training images": len(training.damaged)}
         empty = len(subject.data.split(self.train_split)) - len(training.rows)
         result.notes = [budget(training.schedule, len(training.rows))]
@@ -238,12 +242,13 @@ def differing(train: InstanceData, test: InstanceData) -> str:
     return ", ".join(f"category {key} ({lists[0].get(key)}, {lists[1].get(key)})" for key in ids[:3])
 
 
-def region_scores(truth: dict[str, Any], found: list[dict[str, Any]], region: str) -> dict[str, Score]:
+def region_scores(
+    truth: dict[str, Any], found: list[dict[str, Any]], region: str, classes: Sequence[Matches]
+) -> dict[str, Score]:
     """AP, AP50 and AP75 of boxes or masks with intervals over images, and AP by size; undefined ones are NaN."""
-    iou_type = IOU_TYPES[region]
-    stats = coco_ap(truth, found, iou_type=iou_type)
+    stats = coco_ap(truth, found, iou_type=IOU_TYPES[region])
     stats = np.where(stats > -1, stats, np.nan)
-    ends = class_intervals(truth, found, iou_type=iou_type)[1]
+    ends = class_intervals(classes)[1]
     n = len(truth["images"])
     names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     ends += [(None, None)] * 3

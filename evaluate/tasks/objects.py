@@ -13,7 +13,7 @@ import numpy as np
 
 from evaluate.cuts import Cut, check_cuts, cut_images, cut_protocol
 from evaluate.metrics.coco import decode_mask
-from evaluate.metrics.coco_bootstrap import Matches, agnostic_matches, interval
+from evaluate.metrics.coco_bootstrap import Matches, agnostic_matches, by_image, interval
 from evaluate.metrics.graph_cut import maskcut, maskcut_batch, masks_to_detections, refined_detections
 from evaluate.overlay import Tile, blend, outline, sheet
 from evaluate.partial import Partial
@@ -35,7 +35,7 @@ class Objects(Task):
     tau: cosine above which two patches are joined; stages: masks an image, at most; size: side of the square input in
     pixels; feature: "keys" of the last attention or "patches"; crf: whether a dense CRF draws the masks to the edges of
     the image, as published; pictures: images on the overlay sheet. MaskCut has no scores: stage t counts 1/t. A record
-    keeps AP of single images for paired tests; the intervals are bootstraps of the AP of the whole set over images.
+    keeps AP of single images and, for paired tests of the AP of the whole set, what each detection matched.
     """
 
     name = "objects"
@@ -101,6 +101,7 @@ class Objects(Task):
         data = images(subject, self.feature)
         kept = self.cut(subject, data, list(range(len(data))))
         rows = [row for row in range(len(data)) if kept[str(row)] is not None]
+        rows.sort(key=data.ids.__getitem__)  # equal scores rank by image id
         found = [detection for row in rows for detection in kept[str(row)]]
         truth = data.truth | {"images": [data.truth["images"][row] for row in rows]}
         listed = set(data.ids[row] for row in rows)
@@ -112,8 +113,9 @@ class Objects(Task):
             if region == "box" or masks:
                 matches = agnostic_matches(truth, found, iou_type=iou_type)
                 scores |= region_scores(matches, region)
-                by_image = matches.by_image()
-                outcomes |= {f"{region}_ap": by_image.mean(axis=0), f"{region}_ap50": by_image[0]}
+                single = matches.by_image()
+                outcomes |= {f"{region}_ap": single.mean(axis=0), f"{region}_ap50": single[0]}
+                outcomes |= by_image([matches]) if region == "box" else {}
         count = np.array([len(kept[str(row)]) for row in rows])
         outcomes["detections"] = count
         notes = [f"{count.sum() / max(len(rows), 1):.2f} objects found an image"]

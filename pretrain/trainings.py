@@ -1,4 +1,4 @@
-"""Trainings that evaluation starts: processes of their own, so many side by side, stopped and resumed as one."""
+"""Trainings started by another program: processes of their own, so many side by side, stopped and resumed as one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 import torch
-from omegaconf import DictConfig
 
 from pretrain import cli
 
@@ -27,23 +26,28 @@ def quoted(key: str, value: str) -> str:
     return f'{key}="{escaped}"'
 
 
-def pretrain(config: DictConfig, wanted: Mapping[str, list[str]], at_once: int, program: str = "pretrain") -> list[str]:
-    """Train runs, so many at a time with an equal share of the cores; returns the names of those that failed.
+def placed(wanted: Mapping[str, Sequence[str]], *, data_root: str, runs: str, quiet: bool) -> dict[str, list[str]]:
+    """The overrides of each run with those that say what it is called and where its data and its folder lie."""
+    shared = [quoted("data_root", data_root), quoted("runs", runs), f"quiet={quiet}"]
+    return {name: [*words, quoted("name", name), *shared] for name, words in wanted.items()}
 
-    program: the module that is started for each of them.
+
+def train_all(wanted: Mapping[str, Sequence[str]], at_once: int, program: str = "pretrain") -> list[str]:
+    """Train runs {name: overrides}, so many at a time; returns the names of those that failed.
+
+    Each is a process of the module `program` with an equal share of the cores.
     """
-    cores = os.cpu_count() or 1
-    shared = [quoted("data_root", config.data_root), quoted("runs", config.runs), f"quiet={config.quiet}"]
+    threads = str(max(1, (os.cpu_count() or 1) // at_once))
     waiting, running, failed = list(wanted), dict[str, subprocess.Popen](), list[str]()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 name = waiting.pop(0)
-                command = [sys.executable, "-m", program, *wanted[name], quoted("name", name), *shared]
-                threads = {"OMP_NUM_THREADS": str(max(1, cores // at_once)), "TQDM_POSITION": str(len(running))}
+                command = [sys.executable, "-m", program, *wanted[name]]
+                own = {"OMP_NUM_THREADS": threads, "TQDM_POSITION": str(len(running))}
                 # A process group of its own: Ctrl-C reaches it once, through us, and it saves before it ends.
-                running[name] = subprocess.Popen(command, env={**threads, **os.environ}, process_group=0)
+                running[name] = subprocess.Popen(command, env={**own, **os.environ}, process_group=0)
             time.sleep(0.2)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 if running.pop(name).returncode:
