@@ -10,6 +10,7 @@ import contextlib
 import platform
 import resource
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +55,7 @@ class Evaluator:
 
     root: folder of the records; open_data: name -> dataset; runs: folder in which checkpoints are found by name.
     claims: set where several processes work through one plan; what another one has is put aside in `busy`. outdated:
-    file of a record -> when it was written (ns), for those that are to be computed again.
+    file of a record -> when it was written (ns), for those that are to be computed again; spent: seconds of computing.
     """
 
     store: Store
@@ -71,6 +72,7 @@ class Evaluator:
     claims: Claims | None = None
     busy: list[tuple[str, Item]] = field(default_factory=list)
     outdated: Mapping[str, int] = field(default_factory=dict)
+    spent: float = 0.0
 
     def prepare(self, plan: Mapping[str, Sequence[Item]], processes: Processes) -> bool:
         """Fill the store for a plan together with other processes; True in the main one, which then goes on alone.
@@ -123,7 +125,7 @@ class Evaluator:
             self.store.label = checkpoint.record["name"]
             for item in items:
                 place += 1
-                if not self.evaluate_item(checkpoint, item, f"[{place}/{total}]"):
+                if not self.evaluate_item(checkpoint, item, place, total):
                     self.busy.append((name, item))
 
     def look(self, checkpoint: importer.Checkpoint, item: Item) -> tuple[Record, Subject] | None:
@@ -142,12 +144,12 @@ class Evaluator:
             self.standing.append(found[0])
         return None
 
-    def evaluate_item(self, checkpoint: importer.Checkpoint, item: Item, place: str = "") -> bool:
+    def evaluate_item(self, checkpoint: importer.Checkpoint, item: Item, place: int, total: int) -> bool:
         """One task on one dataset: record it, or note why not; False where another process is at work on it."""
         found = self.look(checkpoint, item)
         if found is None or self.claims is None:
             if found:
-                self.compute(checkpoint, item, *found, place)
+                self.compute(checkpoint, item, *found, place, total)
             return True
         claim = self.claims.take(item.key)
         if claim is None:
@@ -157,15 +159,16 @@ class Evaluator:
                 reason = f"the processes at work on it ended {LIVES} times: killed, or out of memory"
                 self.note(checkpoint.record, item, "failed", reason, "give it more memory, or jobs=1 to see why")
             elif not self.claims.noted(item.key) and not self.is_recorded(found[0]):  # either may be new
-                self.compute(checkpoint, item, *found, place)
+                self.compute(checkpoint, item, *found, place, total)
         finally:
             claim.release()
         return True
 
     def compute(
-        self, checkpoint: importer.Checkpoint, item: Item, record: Record, subject: Subject, place: str
+        self, checkpoint: importer.Checkpoint, item: Item, record: Record, subject: Subject, place: int, total: int
     ) -> None:
-        """Run a task and write its record, or note why that failed."""
+        """Run a task and write its record, or note why that failed; says so as number `place` of `total`."""
+        began = time.monotonic()
         try:
             files = run_task(record, checkpoint, item.task, subject)
         except Unavailable as error:
@@ -175,7 +178,14 @@ class Evaluator:
         keep_files(self.root, record, files)
         records.write(self.root, record)
         self.written.append(record)
-        self.say(f"{place} {checkpoint.record['name']}: {sentence(record)}")
+        self.spent += time.monotonic() - began
+        self.say(f"[{place}/{total}{self.left(total - place)}] {checkpoint.record['name']}: {sentence(record)}")
+
+    def left(self, items: int) -> str:
+        """How long so many more items will take if they are like those computed; unknown where others share them."""
+        if self.claims is not None or not items:
+            return ""
+        return f", about {tqdm.format_interval(self.spent / len(self.written) * items)} left"
 
     def subject(self, checkpoint: importer.Checkpoint, item: Item) -> Subject:
         """What an item's task is given."""
@@ -217,6 +227,7 @@ class Evaluator:
         """A line for the person who watches, above any progress bar."""
         if not self.quiet:
             tqdm.write(terminal(line))
+            sys.stdout.flush()  # a log file is read while it grows
 
 
 def written_at(path: Path) -> int:

@@ -16,7 +16,7 @@ import torch
 import yaml
 from frozen import folder_data, save_tiny_run, subject
 
-from pretrain import cli
+from pretrain import cli, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -98,7 +98,8 @@ def settings_of(line: str) -> tuple[str, list[str]] | None:
     program, *words = shlex.split(line)
     if program == "make":
         given = dict(word.split("=", 1) for word in words[1:])
-        name = {"pretrain": "pretrain", "eval-all": "evaluate"}.get(words[0])
+        trains = dict.fromkeys(("pretrain", "adapt", "ablation"), "pretrain")
+        name = (trains | dict.fromkeys(("eval-all", "adaptation"), "evaluate")).get(words[0])
         named = {"OBJECTIVE": "objective", "DATA": "data", "SUITE": "suite"}
         settings = [f"{key}={given[variable]}" for variable, key in named.items() if variable in given]
         return (name, settings + given.get("ARGS", "").split()) if name else None
@@ -118,6 +119,15 @@ def test_every_setting_of_every_command_is_one_that_exists() -> None:
     with hydra.initialize_config_dir(str(cli.CONFIGS), version_base=None):
         for name, words in sorted(seen):
             hydra.compose(name, list(words))
+
+
+def test_every_table_and_target_of_a_command_is_one_that_exists() -> None:
+    given = [dict(word.split("=", 1) for word in shlex.split(line)[1:] if "=" in word) for _, line in COMMANDS]
+    tables = [words["TABLE"] for words in given if "TABLE" in words]
+    targets = [target for words in given for target in words.get("TARGETS", "").split()]
+    assert tables and targets
+    assert all(sweep.read_experiment(table) for table in tables)
+    assert all((cli.CONFIGS / "data" / f"{target}.yaml").is_file() for target in targets)
 
 
 def test_the_task_of_its_page_runs_and_scores_what_it_says(images: Path, tmp_path: Path) -> None:

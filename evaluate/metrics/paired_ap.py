@@ -5,7 +5,6 @@ The AP of a set is no mean over images: resamples and permutations rank the dete
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -81,18 +80,13 @@ def set_ap(side: Side, thresholds: int = len(IOUS)) -> float:
 
 def mean_ap(ranked: list[Ranked], first: np.ndarray, second: np.ndarray) -> float:
     """AP of the detections of the first side in images counted `first` (n,) times and of the second, `second` times."""
-    by_class = [
-        interpolated_ap(
-            np.where(each.second, second[each.row], first[each.row]),
-            each.hits,
-            each.counted,
-            float((first + second) @ each.objects),
-        ).mean()
-        for each in ranked
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a resample may hold no object at all
-        return float(np.nanmean(by_class))
+    values = []
+    for each in ranked:
+        weights = np.where(each.second, second[each.row], first[each.row])
+        objects = float((first + second) @ each.objects)
+        if objects:  # a resample may hold none of a class, or none at all
+            values.append(interpolated_ap(weights, each.hits, each.counted, objects).mean())
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _ranked(a: Side, b: Side, thresholds: int) -> list[Ranked]:
