@@ -95,6 +95,7 @@ def test_the_folder_loads_in_plain_timm_without_this_package(name, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == [[3, 16, 16], list(ours.mean), 16 / 18, "bicubic"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["plain", "layer scale", "registers", "no qkv bias"])
 def test_the_folder_loads_in_plain_transformers(name, tmp_path):
     transformers = pytest.importorskip("transformers")

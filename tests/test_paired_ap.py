@@ -78,6 +78,7 @@ def test_the_p_value_is_that_of_all_exchanges_by_hand():
     assert found.p_value == pytest.approx(extreme / 2**5, abs=0.06), "1,000 draws: one standard error is 0.016 at most"
 
 
+@pytest.mark.thorough
 def test_equal_detectors_do_not_differ_and_the_level_is_kept():
     truth = world(12)
     a = side(truth, detector(truth, 0, 3.0))

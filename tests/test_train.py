@@ -71,7 +71,10 @@ def test_epochs_are_kept_by_policy(settings: list[str], kept: list[str], images:
     assert not kept or (weights_digest(load_backbone(run)) in digests) == ("005" in kept)
 
 
-@pytest.mark.parametrize("objective", ["bits_reset", "dino", "vicreg +optim=lars"])
+THOROUGH = [pytest.param(o, marks=pytest.mark.thorough) for o in ("dino", "vicreg +optim=lars")]
+
+
+@pytest.mark.parametrize("objective", ["bits_reset", *THOROUGH])
 def test_a_run_stopped_in_the_middle_continues_byte_for_byte(
     objective: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +339,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(images: Path, tmp_p
             load_backbone(run)
 
 
+@pytest.mark.thorough
 def test_training_in_16_bits_learns_saves_and_goes_on(images: Path, tmp_path: Path) -> None:
     half = ("trainer.precision=bf16-mixed", "objective.head.bn=true", *NO_RESET)
     run = run_tiny(images, "bits_reset", tmp_path / "whole", *half)
