@@ -112,8 +112,7 @@ def make_schedules(
     optim: Mapping[str, Any], ema: Mapping[str, float], epochs: int, n: int, batch: int
 ) -> dict[str, np.ndarray]:
     """Learning rate (scaled by batch/256), weight decay and teacher momentum, one value a step."""
-    peak, warmup = optim["lr"] * batch / 256, optim["warmup_epochs"]
-    warmup = min(10, epochs / 10) if warmup is None else warmup
+    peak, warmup = optim["lr"] * batch / 256, warmup_epochs(optim["warmup_epochs"], epochs)
     if optim["schedule"] == "lars":
         rate = lars_schedule(peak, epochs, n, warmup)
     elif optim["schedule"] == "cosine":
@@ -122,6 +121,11 @@ def make_schedules(
         raise ValueError(f"unknown optim.schedule {optim['schedule']!r}; use cosine or lars")
     decay = cosine_schedule(optim["weight_decay"], optim["weight_decay_end"], epochs, n)
     return {"lr": rate, "weight_decay": decay, "ema": cosine_schedule(ema["base"], ema["final"], epochs, n)}
+
+
+def warmup_epochs(asked: float | None, epochs: int) -> float:
+    """Epochs of warm-up: as asked for; a tenth of all, at most 10, where nothing or more than all was asked for."""
+    return min(10, epochs / 10) if asked is None or asked > epochs else asked
 
 
 def check_numbers(trainer: Mapping[str, Any], optim: Mapping[str, Any]) -> None:
@@ -163,9 +167,10 @@ def check_images(images: ImageData, views: Sequence[View], patch: int, upscale: 
             raise ImageError(f"{images.paths[index]} has a side of {sides[-1]} pixels, less than one patch ({patch})")
     typical, crop = int(np.median(sides or [0])), views[0].size
     if typical < crop and not upscale:
+        smaller = "views.global_view.size" if crop <= 32 else "recipe=small32 or views.global_view.size"
         raise ImageError(
             f"the images of {images.name} are about {typical} pixels, smaller than the crop of {crop}; "
-            "choose a smaller recipe (recipe=small32), or trainer.upscale=true to enlarge them"
+            f"choose a smaller one ({smaller}), or trainer.upscale=true to enlarge them"
         )
 
 

@@ -206,7 +206,13 @@ def stop_signals() -> Iterator[list[int]]:
 
 def objective_remarks(run: Run) -> list[str]:
     """What looks wrong in the settings of a run that begins."""
-    return [] if run.step else run.objective.remarks(run.batches.batch_size)
+    asked, epochs = run.info["config"]["optim"]["warmup_epochs"], run.trainer["epochs"]
+    if run.step:
+        return []
+    found = run.objective.remarks(run.batches.batch_size)
+    if asked is not None and asked > epochs:
+        found.append(f"optim.warmup_epochs={asked} is more than the {epochs} epochs: a tenth of these instead")
+    return found
 
 
 def note_overlap(run: Run, cfg: DictConfig) -> None:

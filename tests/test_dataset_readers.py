@@ -496,3 +496,8 @@ def test_real_samples_of_imagenet_are_one_image_a_class() -> None:
     found = real("imagenet_samples", "train")
     assert len(found) == 800 == len({path.split("/")[0] for path in found.paths}) and found.labels is None
     assert isinstance(found, Images) and min(found.image(0).size) == 256
+
+
+def test_a_file_that_is_no_image_is_named_in_words_of_the_user() -> None:
+    with pytest.raises(ImageError, match=r"^cannot decode a/b\.png: no image format that is known; mend or remove it"):
+        decode(b"not an image", "a/b.png")

@@ -26,7 +26,7 @@ from pretrain import cli
 from pretrain.__main__ import main
 from pretrain.checkpoint import CheckpointError, load_backbone, load_head, read_run, weights_digest
 from pretrain.log import Log
-from pretrain.prepare import prepare
+from pretrain.prepare import prepare, warmup_epochs
 from pretrain.state import differences
 from pretrain.train import saved_config, start_epoch, train, train_step
 
@@ -248,6 +248,16 @@ def test_skip_bad_trains_on_and_counts(tmp_path: Path, capsys: pytest.CaptureFix
     run = run_tiny(bad_images(tmp_path, "corrupt"), "bits_fixed", tmp_path, "trainer.skip_bad=true", "name=7")
     assert run.name == "7", "a name that YAML reads as a number"
     assert read_run(run)["skipped_images"] > 0 and "could not be decoded" in capsys.readouterr().out
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened_aloud(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_tiny(images, "bits_fixed", tmp_path, "optim.warmup_epochs=5", "trainer.epochs=2")
+    assert "optim.warmup_epochs=5 is more than the 2 epochs: a tenth of these instead" in capsys.readouterr().err
+    assert read_run(run)["finished"] and read_run(run)["config"]["optim"]["warmup_epochs"] == 5
+    assert warmup_epochs(5, 2) == warmup_epochs(None, 2) == 0.2 and warmup_epochs(None, 400) == 10
+    assert warmup_epochs(2, 2) == 2
 
 
 @pytest.mark.parametrize(

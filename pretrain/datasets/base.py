@@ -25,6 +25,7 @@ from pretrain.datasets.sources import (
     find_archive,
     locate,
     one_or_more,
+    reason,
 )
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
@@ -43,7 +44,8 @@ def decode(data: bytes, path: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(
-            f"cannot decode {path}: {error}; mend or remove it, or set skip_bad=true (pretrain: trainer.skip_bad=true)"
+            f"cannot decode {path}: {reason(error)}; mend or remove it, or set skip_bad=true "
+            "(pretrain: trainer.skip_bad=true)"
         ) from error
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pretrain.datasets.sources import ImageError
+from pretrain.datasets.sources import ImageError, reason
 
 INDEXED = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # Pillow's kinds with one number a pixel
 
@@ -28,7 +28,7 @@ def decode_labels(data: bytes, where: str) -> np.ndarray:
                 )
             return np.asarray(image if image.mode != "1" else image.convert("L")) // (255 if image.mode == "1" else 1)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot decode mask {where}: {error}; mend or remove it") from error
+        raise ImageError(f"cannot decode mask {where}: {reason(error)}; mend or remove it") from error
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
@@ -37,7 +37,7 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             return image.size
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot decode {where}: {error}; mend or remove it") from error
+        raise ImageError(f"cannot decode {where}: {reason(error)}; mend or remove it") from error
 
 
 def encode_labels(labels: np.ndarray, palette: Sequence[int] | np.ndarray) -> bytes:

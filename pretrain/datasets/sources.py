@@ -13,12 +13,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from weakref import WeakValueDictionary
 
+from PIL import UnidentifiedImageError
+
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 MEMORY_BYTES = 2_000_000_000  # the largest compressed archive that is unpacked into memory
 
 
 class ImageError(ValueError):
     """An image that cannot be used; the message names its path."""
+
+
+def reason(error: Exception) -> str:
+    """Why Pillow cannot read an image; its own words for an unknown format name an object in memory."""
+    return "no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 class Folder:
