@@ -7,7 +7,6 @@ row is one function that returns a `Comparison`; add yours to `ROWS`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
@@ -27,6 +26,7 @@ from evaluate.metrics.ranking import Relevance, sorted_ap
 from evaluate.probes import Sweep, Tokens
 from evaluate.storage import write_whole
 from evaluate.timing import Comparison, measure
+from pretrain.arguments import Parser
 
 INPUTS = ((1, False), (1, True), (4, False), (4, True))  # last blocks x with the average of the patches
 RATES = tuple(10 ** (-5 + i / 3) for i in range(13))
@@ -250,7 +250,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     """Print one line a row; write JSON only where --output says."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.bench", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m evaluate.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="smaller inputs, under a minute")
     parser.add_argument("--only", default="", help="run the rows whose function name contains this")
     parser.add_argument("--memory", action="store_true", help="peak memory by size of the database instead")

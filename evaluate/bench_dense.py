@@ -5,7 +5,6 @@ first, J and F to the last bit, since a faster wrong answer is no result. `pytho
 results/bench/dense.md` writes the table with the machine that it holds for.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -29,6 +28,7 @@ from evaluate.metrics.graph_cut import maskcut_batch, masks_to_detections
 from evaluate.metrics.video import contour_tolerance, evaluate_sequence
 from evaluate.storage import write_whole
 from evaluate.tasks.objects import maskcut
+from pretrain.arguments import Parser
 from pretrain.backbones import Backbone
 
 Row = tuple[str, float, float, float]
@@ -278,7 +278,7 @@ def table(rows: list[Row], path: tuple[str, float, float], about: dict[str, Any]
 
 def main() -> None:
     """Print one line a row; with --output write them as a page in Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.bench_dense", description=main.__doc__)
+    parser = Parser(prog="python -m evaluate.bench_dense", description=main.__doc__)
     parser.add_argument("--output", type=Path, help="also write the table here")
     arguments = parser.parse_args()
     rows = []

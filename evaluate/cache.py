@@ -9,7 +9,6 @@ writes are removed, only below the cache, and a link is never followed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import json
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.leaderboard.escape import terminal
+from pretrain.arguments import Parser
 
 KEY = re.compile(r"[0-9a-f]{24}")
 OWN_FILE = re.compile(r"\d{9}(\.rows)?\.npy|meta\.json|\.lock|\..+\.\d+\.tmp")
@@ -173,7 +173,7 @@ def clear(entry: Entry) -> bool:
 
 def main() -> None:
     """Show what is stored, or clear what --clear names."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.cache", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m evaluate.cache", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="the folder given as cache= to evaluate")
     parser.add_argument("--clear", nargs="+", metavar="WHAT", help="all, older-than=DAYS, or keys as shown")
     arguments = parser.parse_args()

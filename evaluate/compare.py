@@ -21,6 +21,7 @@ from evaluate.leaderboard.samples import Sample
 from evaluate.leaderboard.table import number
 from evaluate.leaderboard.text import aligned
 from evaluate.records import checkpoint_key, read_all
+from pretrain.arguments import Parser
 
 HEAD = ["task", "dataset", "metric", "reference", "other", "difference", "95 % interval", "p", "p (Holm)"]
 HEAD += ["wins/ties/losses", "test", "verdict", "protocol"]
@@ -108,7 +109,7 @@ def failures(gates: Sequence[Gate], comparisons: Sequence[Comparison]) -> list[s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare checkpoints with the first, task by task on the same samples; exit 1 if --fail-if-worse says so."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.compare", description=main.__doc__)
+    parser = Parser(prog="python -m evaluate.compare", description=main.__doc__)
     parser.add_argument("checkpoints", nargs="+", help="two or more: name, run folder, or start of the weights digest")
     parser.add_argument("--records", default="results/records", help="folder of the records (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=10_000, help="resamples of bootstrap and permutation")

@@ -5,7 +5,6 @@ Nothing is written, made or fetched, and no torch is imported. `--check NAME` de
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import shutil
@@ -21,6 +20,7 @@ import yaml
 from tqdm import tqdm
 
 from evaluate.leaderboard.escape import terminal
+from pretrain.arguments import Parser
 from pretrain.datasets import ImageData, ImageError
 from pretrain.datasets.classes import are_indices
 
@@ -198,7 +198,7 @@ def check(dataset: Dataset) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List the datasets of configs/data: which are there, with how many images and classes, and which are not."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.datasets", description=main.__doc__)
+    parser = Parser(prog="python -m evaluate.datasets", description=main.__doc__)
     parser.add_argument("--data-root", default="data", help="folder that holds the datasets (default: %(default)s)")
     parser.add_argument("--check", nargs="+", metavar="NAME", help="decode every image of these, count the damaged")
     options = parser.parse_args(arguments)

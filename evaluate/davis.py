@@ -7,7 +7,6 @@ to the last bit.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from evaluate.metrics.video import SequenceScores, evaluate_frame, object_count
 from evaluate.storage import write_whole
 from evaluate.tasks.video import object_table, tables
 from pretrain import cli
+from pretrain.arguments import Parser
 from pretrain.datasets import ImageError
 from pretrain.datasets.indexed import decode_labels
 from pretrain.datasets.videos import Davis, Video
@@ -49,7 +49,7 @@ def score_sequence(data: Davis, video: Video, folder: Path) -> SequenceScores:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print J&F and its parts, and with --output write the tables by object and by sequence."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.davis", description=main.__doc__)
+    parser = Parser(prog="python -m evaluate.davis", description=main.__doc__)
     parser.add_argument("results", type=Path, help="folder with <sequence>/<frame>.png")
     parser.add_argument("--data-root", default="data", help="folder that holds DAVIS (default: %(default)s)")
     parser.add_argument("--split", default="val", help="list of sequences in ImageSets/2017 (default: %(default)s)")

@@ -32,6 +32,7 @@ import numpy as np
 
 from evaluate.leaderboard.escape import terminal
 from evaluate.storage import StoredArrays, one_line, pack, plain, slug, write_whole
+from pretrain.arguments import Parser
 
 SCHEMA = 2
 KINDS = ("run", "baseline", "foreign")
@@ -429,7 +430,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`list`, `verify` or `export` the records of a folder; the exit status is 1 when `verify` found something."""
     from evaluate.leaderboard import export
 
-    parser = argparse.ArgumentParser(prog="python -m evaluate.records", description=main.__doc__)
+    parser = Parser(prog="python -m evaluate.records", description=main.__doc__)
     parser.add_argument("action", choices=("list", "verify", "export"))
     parser.add_argument("--root", default="results/records", help="folder of the records (default: %(default)s)")
     parser.add_argument("--task", help="only this task")
@@ -448,7 +449,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [record for record in read_all(options.root) if _is_chosen(record, options)]
     try:
         print(export.listing(chosen) if options.action == "list" else export.export(chosen, options.to, options.root))
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, OSError) as error:
         parser.error(terminal(error))
     return 0
 

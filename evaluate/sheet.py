@@ -1,7 +1,8 @@
 """A sheet of the samples on which checkpoints differ most: one PNG, the images with both outcomes below them.
 
-Sample ids are the relative paths of images, which the reader of the dataset (configs/data) opens; no torch is needed.
-What is not at hand (the dataset, an image, or a task whose samples are no images) is drawn as its id alone.
+Sample ids are the relative paths of images, which the reader of the dataset (configs/data) opens, or SEQUENCE/OBJECT of
+a video; no torch is needed. What is not at hand (the dataset, an image, or a task whose samples are no images) is drawn
+as its id alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
@@ -72,13 +74,24 @@ def _tile(canvas: Image.Image, corner: tuple[int, int], sample: Sample, images: 
 
 
 def _picture(images: dict[str, Any], name: str) -> Image.Image | None:
-    if name not in images:
-        return None
-    data, index = images[name]
+    """The image of this name, or for SEQUENCE/OBJECT of a video its first frame with a box around the object."""
+    sequence, _, number = name.rpartition("/")
     try:
-        return data.image(index)
+        if name in images:
+            data, index = images[name]
+            return data.image(index)
+        if f"{sequence}/" not in images or not number.isdigit():
+            return None
+        data, index = images[f"{sequence}/"]
+        video = data.videos[index]
+        frame = Image.fromarray(data.frame(video, 0))
+        rows, columns = np.nonzero(data.annotation(video, 0) == int(number))
     except datasets.ImageError:
         return None
+    if len(rows):
+        box = (columns.min(), rows.min(), columns.max(), rows.max())
+        ImageDraw.Draw(frame).rectangle(box, outline="red", width=max(1, frame.width // SIDE))
+    return frame
 
 
 def _font(size: int) -> Any:
@@ -101,6 +114,7 @@ def open_images(dataset: str, data_root: Path, configs: Path = CONFIGS) -> dict[
         except (FileNotFoundError, datasets.ImageError):
             continue
         found |= {path: (images, i) for i, path in enumerate(images.paths)}
+        found |= {f"{video.name}/": (images, i) for i, video in enumerate(getattr(images, "videos", ()))}
     return found
 
 

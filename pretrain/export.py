@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import conversions
+from pretrain.arguments import Parser
 from pretrain.backbones import Backbone
 from pretrain.checkpoint import CheckpointError, atomic_file, load_backbone, read_run, write_json, write_tensors
 from pretrain.cli import one_line_errors
@@ -141,7 +142,7 @@ def push(folder: Path, name: str) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.export", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(prog="python -m pretrain.export", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run", help="runs/NAME, or runs/NAME/epochs/NNN")
     parser.add_argument("--to", required=True, choices=FORMATS, help="format")
     parser.add_argument("--output", help="new folder (exports/NAME-FORMAT)")

@@ -6,7 +6,6 @@ Every file is the same, byte for byte, on every machine. Run `python -m pretrain
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -33,6 +32,7 @@ from pretrain._render import (
     render_style,
     render_video,
 )
+from pretrain.arguments import Parser
 
 NOTE = "ShapeWorld is a smoke world: it shows that a method and its evaluation run and learn, it is no benchmark."
 PARTS = {
@@ -291,7 +291,7 @@ def verify(root: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: generate the world where it is missing, or check it against its manifest."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.shapeworld", description=main.__doc__, epilog=NOTE)
+    parser = Parser(prog="python -m pretrain.shapeworld", description=main.__doc__, epilog=NOTE)
     parser.add_argument("--root", type=Path, default=Path("data"), help="data folder; it goes to ROOT/shapeworld")
     parser.add_argument("--seed", type=int, default=None, help="default: that of the world already there, else 0")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="default: all")

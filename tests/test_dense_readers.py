@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from evaluate import sheet
 from evaluate.run import open_split
 from pretrain.datasets import ImageError
 from pretrain.datasets.cityscapes import Cityscapes
@@ -303,6 +304,13 @@ def test_davis_sequences_come_in_the_order_of_the_list(davis):
         assert data.annotation(data.videos[0], 1).tolist()[1] == [0, 1, 1, 0, 0, 0]
         assert data.frame(data.videos[0], 0).shape == (4, 6, 3) and data.frame_name(data.videos[0], 2) == "00002"
     assert snapshot(davis) == before, "something was written into the dataset"
+
+
+def test_a_sheet_shows_the_first_frame_with_a_box_around_the_object(davis, tmp_path):
+    images = sheet.open_images("davis2017", tmp_path)
+    frame = np.asarray(sheet._picture(images, "b/1"))
+    assert frame.shape[:2] == (4, 6) and (frame == (255, 0, 0)).all(axis=2).any()
+    assert sheet._picture(images, "b/x") is None and sheet._picture(images, "nobody/1") is None
 
 
 def test_a_frame_without_annotation_is_named(davis):

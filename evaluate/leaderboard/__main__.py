@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from evaluate.leaderboard import (
 from evaluate.leaderboard.curves import Figure
 from evaluate.leaderboard.table import Table, build
 from evaluate.records import read_all, read_statuses, write_whole
+from pretrain.arguments import Parser
 
 
 def rebuild(
@@ -70,7 +70,7 @@ def write_paper(table: Table, drawn: Sequence[Figure], folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite leaderboard.{md,csv,json,tex,html} and paper/ from the records and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.leaderboard", description=main.__doc__)
+    parser = Parser(prog="python -m evaluate.leaderboard", description=main.__doc__)
     parser.add_argument("--records", default="results/records", help="folder of the records (default: %(default)s)")
     parser.add_argument("--output", default="results", help="folder to write to (default: %(default)s)")
     parser.add_argument("--runs", default="runs", help="folder of runs, for logs of training (default: %(default)s)")

@@ -105,7 +105,7 @@ def _flat_means(table: Table) -> list[dict[str, Any]]:
 def export(records: Sequence[Record], to: str, root: str) -> str:
     """Write every score of `records` to a .csv or .parquet file; returns a line saying so.
 
-    Raises ValueError for another ending and ImportError, naming what to install, where pyarrow is absent.
+    Raises ValueError for another ending.
     """
     table = build(records, root=root)
     if to.endswith(".csv"):
@@ -123,10 +123,7 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
     for row in rows:  # one type a column: a checkpoint may call its epoch 10 or "last"
         row |= {key: str(row[key]) for key in ("seed", "epoch", "date", "parent") if row[key] is not None}
     sink = io.BytesIO()
-    try:
-        pandas.DataFrame(rows).to_parquet(sink, engine="pyarrow")
-    except ImportError as error:
-        raise ImportError("Parquet needs pyarrow: `pip install pyarrow`, or export to .csv") from error
+    pandas.DataFrame(rows).to_parquet(sink, engine="pyarrow")
     return sink.getvalue()
 
 

@@ -6,7 +6,6 @@ in a folder named by torch's version, which its file name does not carry; given 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -17,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from pretrain.arguments import Parser
 
 TOOLS = ("setuptools>=80,<82", "wheel", "ninja", "packaging")
 TOO_NEW = (2, 14)  # wants C++20; mmcv is written in C++17
@@ -65,7 +66,7 @@ def commands(place: Path, gpu: bool) -> list[tuple[list[str], dict[str, str]]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: build unless a wheel is kept, then install it."""
-    parser = argparse.ArgumentParser(prog="make mmcv-ops", description=__doc__)
+    parser = Parser(prog="make mmcv-ops", description=__doc__)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     options = parser.parse_args(arguments)
     if reason := problem():
