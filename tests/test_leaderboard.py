@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from example_records import checkpoint, record
 
-from evaluate.leaderboard import escape, export, grid, latex, markdown, text
+from evaluate.leaderboard import escape, export, grid, latex, markdown, page, text
 from evaluate.leaderboard.__main__ import main, rebuild
 from evaluate.leaderboard.table import BASELINES, SMOKE, build
 from evaluate.metrics import seed_mean_interval
@@ -388,3 +388,18 @@ def test_an_empty_folder_gives_an_empty_leaderboard(tmp_path):
     (tmp_path / "records").mkdir()
     assert "No records yet" in rebuild(tmp_path / "records", tmp_path)
     assert read_all(tmp_path / "records") == [] and len(list(tmp_path.glob("leaderboard.*"))) == 5
+
+
+def test_kept_epochs_of_a_run_are_points_of_its_curve_and_no_methods():
+    best = {"scores": {"top1": Score(0.99, 0.98, 1.0, 4)}}
+    names = ("bits/epochs/001", "bits/epochs/002")
+    steps = [record(name, checkpoint=checkpoint(name, parent="bits"), **best) for name in names]
+    table = build([record("bits"), record("dino"), *steps])
+    marked = {row.checkpoint["name"] for row in table.rows for cell in row.cells.values() if cell.mark}
+    assert marked == {"bits", "dino"} and [row.checkpoint["name"] for row in table.rows][2:] == list(names)
+    for shown in (markdown.render(table), latex.render(table), text.render(table)):
+        assert "epochs/001" not in shown and "2 kept epochs of these runs" in shown
+    assert "bits/epochs/001" in export.to_csv(export.flat(table))
+    assert [row.get("step") for row in page.payload(table)["rows"]] == [None, None, 1, 1]
+    alone = markdown.render(build([steps[0], record("dino")]))
+    assert "bits/epochs/001" in alone and "Left out" not in alone

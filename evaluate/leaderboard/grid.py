@@ -85,10 +85,12 @@ class Method:
 
 
 def methods(table: Table) -> list[Method]:
-    """The checkpoints of a table in order, those of a recipe with several seeds as one."""
+    """The checkpoints of a table in order without kept epochs, those of a recipe with several seeds as one."""
     folded = {row.key: mean for mean in table.seed_means for row in mean.rows}
     made: dict[str, Method] = {}
     for row in table.rows:
+        if row.is_step:
+            continue
         mean = folded.get(row.key)
         made.setdefault(mean.rows[0].key if mean else row.key, Method(mean.rows if mean else [row], mean))
     return list(made.values())

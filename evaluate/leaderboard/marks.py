@@ -17,12 +17,12 @@ def mark(column: Column, rows: Iterable[Row]) -> None:
     if column.higher_is_better is None:
         return
     sign = 1 if column.higher_is_better else -1
-    cells = [(row, row.cells[column]) for row in rows if column in row.cells]
+    cells = [(row, row.cells[column]) for row in rows if column in row.cells and not row.is_step]
     cells = [(row, cell) for row, cell in cells if math.isfinite(cell.score.value)]
     cells.sort(key=lambda pair: -sign * pair[1].score.value)
     for place, (_, cell) in enumerate(cells):
         cell.rank = place / max(1, len(cells) - 1)
-    methods = [cell for row, cell in cells if not row.is_baseline]
+    methods = [cell for row, cell in cells if row.takes_part]
     if not methods:
         return
     methods[0].best = True
@@ -34,11 +34,9 @@ def mark_folded(column: Column, rows: Iterable[Row], means: Sequence[SeedMean]) 
     """Mark the best method of a column and those tied with it, the seeds of a recipe being one method."""
     if column.higher_is_better is None:
         return
-    several = [mean for mean in means if column in mean.values and not mean.rows[0].is_baseline]
+    several = [mean for mean in means if column in mean.values and mean.rows[0].takes_part]
     inside = {row.key for mean in several for row in mean.rows}
-    singles = [
-        row.cells[column] for row in rows if column in row.cells and row.key not in inside and not row.is_baseline
-    ]
+    singles = [row.cells[column] for row in rows if column in row.cells and row.key not in inside and row.takes_part]
     if not several:
         for cell in singles:
             cell.folded = cell.mark

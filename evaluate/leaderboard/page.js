@@ -109,7 +109,7 @@ function visibleRows(columns) {
   const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const objective = $("objective").value;
   const rows = rowsBy[view()].filter((row) =>
-    (!objective || row.objective === objective) && ($("baselines").checked || !row.baseline) &&
+    (!objective || row.objective === objective) && ($("baselines").checked || !row.baseline) && ($("steps").checked || !row.step) &&
     words.every((word) => row.text.includes(word)) &&
     columns.some((c) => row.cells.has(c.number) || row.gaps.has(c.place)));
   return rows.sort((a, b) => a.baseline - b.baseline || compare(a, b) || a.place - b.place);
@@ -386,10 +386,10 @@ function listing(id, titles, lines) {
 }
 
 function fill() {
-  const methods = data.rows.filter((row) => !row.baseline).length;
+  const [methods, steps] = [false, true].map((step) => data.rows.filter((row) => !row.baseline && Boolean(row.step) === step).length);
   const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
   const tasks = new Set(data.columns.map((c) => c.task)).size;
-  const facts = [`${count(methods, "checkpoint")}, ${count(data.rows.length - methods, "baseline")}, ${count(tasks, "task")}. Shares in percent.`];
+  const facts = [`${count(methods, "checkpoint")}, ${steps ? `${count(steps, "kept epoch")}, ` : ""}${count(data.rows.length - methods - steps, "baseline")}, ${count(tasks, "task")}. Shares in percent.`];
   if (shared.backbone) facts.push(`Backbone ${shared.backbone}.`);
   $("summary").textContent = facts.join(" ");
   const [warnings, notes] = [true, false].map((wanted) => data.notes.filter((note) => /smoke world/.test(note) === wanted));
@@ -397,6 +397,7 @@ function fill() {
   $("notes").append(...notes.map((note) => make("p", {}, note)));
   $("reading").hidden = !notes.length;
   $("fold").closest("label").hidden = !recipes.length;
+  $("steps").closest("label").hidden = !steps;
   options("task", "All tasks", data.columns.map((column) => column.task));
   options("dataset", "All datasets", data.columns.map((column) => column.dataset));
   options("objective", "All objectives", data.rows.map((row) => row.objective));

@@ -144,6 +144,7 @@ def _row(
     ]
     about = {key: row.checkpoint.get(key) for key in ABOUT if row.checkpoint.get(key) not in (None, "")}
     missing = [[task, dataset, status.status, status.reason] for (task, dataset), status in row.statuses.items()]
+    about |= {"step": 1} if row.is_step else {}
     return {**about, "folder": folder, "records": stored, "missing": missing}
 
 

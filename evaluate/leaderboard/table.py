@@ -2,7 +2,8 @@
 
 Two fingerprints never share a column: where they differ there are two columns, each labelled with the fields that
 differ. The best cell of a column and those statistically tied with it are marked; baselines are no methods, so they
-take no part in that. They are marked twice: checkpoint by checkpoint, and with the seeds of each recipe as one method.
+take no part in that, nor do kept epochs of a run that is there itself, which are points of its curve. Cells are marked
+twice: checkpoint by checkpoint, and with the seeds of each recipe as one method.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from evaluate.records import Record, Score, Status, checkpoint_key
 
 SMOKE = "ShapeWorld is a smoke world, not a benchmark."
 USUAL = ("knn", "linear", "linear_cached", "retrieval", "hamming")  # what is looked at first
-BASELINES = "Rows in italics are baselines (an untrained backbone, raw pixels): no method at all."
+BASELINES = "The rows untrained:... (an untrained backbone) and pixels:... (raw pixels) are baselines: no method at all."
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,21 @@ class Cell:
 
 @dataclass
 class Row:
-    """One checkpoint: its cells by column, and why cells are missing by (task, dataset)."""
+    """One checkpoint: its cells by column, and why cells are missing by (task, dataset).
+
+    is_step: a kept epoch of a run that has a row of its own.
+    """
 
     key: str
     checkpoint: dict
     cells: dict[Column, Cell] = field(default_factory=dict)
     statuses: dict[tuple[str, str], Status] = field(default_factory=dict)
+    is_step: bool = False
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether it is one of the methods that are compared."""
+        return not self.is_baseline and not self.is_step
 
     @property
     def is_baseline(self) -> bool:
@@ -123,6 +133,10 @@ class Table:
         datasets = {column.dataset for column in self.columns}
         notes = [SMOKE] if any("shapeworld" in re.sub(r"[^a-z]", "", name.lower()) for name in datasets) else []
         notes += [BASELINES] if any(row.is_baseline for row in self.rows) else []
+        if steps := sum(row.is_step for row in self.rows):
+            notes.append(
+                f"Left out: {steps} kept epochs of these runs; leaderboard.csv, the page and its curves have them."
+            )
         if any(cell.best for row in self.rows for cell in row.cells.values()):
             notes.append(ties.METHOD)
         return notes
@@ -158,6 +172,9 @@ def build(
             columns.setdefault(column, column)
             row.cells[column] = Cell(record.scores[metric], record)
     _attach(rows, statuses)
+    names = {row.checkpoint["name"] for row in rows.values()}
+    for row in rows.values():
+        row.is_step = row.checkpoint["name"].rpartition("/epochs/")[0] in names
     ordered = _tell_apart(sorted(columns.values(), key=_column_order))
     final = {column: column for column in ordered}
     for row in rows.values():  # one object a column: a look-up then compares no fields
