@@ -56,7 +56,9 @@ def to_transformers(backbone: Backbone, folder: Path, info: dict[str, Any], lice
 
 def to_torchscript(backbone: Backbone, folder: Path, info: dict[str, Any], licence: str) -> None:
     """TorchScript by tracing, for images of the backbone's own size in batches of any size."""
-    module = torch.jit.trace(FeaturesOnly(backbone).eval(), example(backbone), check_trace=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of sizes that it takes for constant, as they are here
+        module = torch.jit.trace(FeaturesOnly(backbone).eval(), example(backbone), check_trace=False)
     with atomic_file(folder / "model.pt") as file:
         torch.jit.save(module, file)
     write_json(folder / "preprocessing.json", view(backbone))
