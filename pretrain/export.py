@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def to_transformers(backbone: Backbone, folder: Path, info: dict[str, Any], lice
 def to_torchscript(backbone: Backbone, folder: Path, info: dict[str, Any], licence: str) -> None:
     """TorchScript by tracing, for images of the backbone's own size in batches of any size."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of sizes that it takes for constant, as they are here
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes are constant, as it says
         module = torch.jit.trace(FeaturesOnly(backbone).eval(), example(backbone), check_trace=False)
     with atomic_file(folder / "model.pt") as file:
         torch.jit.save(module, file)

@@ -23,7 +23,7 @@ from evaluate.records import Record, Score, Status, checkpoint_key
 
 SMOKE = "ShapeWorld is a smoke world, not a benchmark."
 USUAL = ("knn", "linear", "linear_cached", "retrieval", "hamming")  # what is looked at first
-BASELINES = "The rows untrained:... (an untrained backbone) and pixels:... (raw pixels) are baselines: no methods."
+BASELINES = "The rows untrained:... (untrained backbones) and pixels:... (raw pixels) are baselines: no method at all."
 
 
 @dataclass(frozen=True)
