@@ -35,7 +35,7 @@ def model_card(
 ) -> str:
     """Markdown with the front matter of the Hugging Face hub; `info` is run.json, `form` a name in `LOADING`."""
     data, objective = plain(info["data"].get("name", "unknown")), plain(info["objective"])
-    tags = json.dumps(["image-feature-extraction", "self-supervised", objective, LIBRARY[form]])
+    tags = json.dumps(["image-feature-extraction", "self-supervised", str(info["objective"]), LIBRARY[form]])
     loading = LOADING[form].format(folder=folder, extra=", add_pooling_layer=False" if is_plain_vit(backbone) else "")
     lines = [
         "---",

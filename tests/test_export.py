@@ -152,6 +152,7 @@ def test_the_card_says_data_recipe_measured_table_and_licence(tmp_path):
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "cc-by-4.0" and front["library_name"] == "timm"
+    assert front["tags"][2] == json.loads((run / "run.json").read_text())["objective"] == "bits_fixed"
     for words in ("| knn | folder | top1 | 50.00 (40.00–60.00) | abc |", "| name | folder |", "| images | 36 |",
                   "| images\\_seen | 108 |", '| optim | {"lr": 0.1} |', "(a \\| label)", "local-dir:out"):  # fmt: skip
         assert words in card
