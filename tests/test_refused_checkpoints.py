@@ -150,7 +150,7 @@ def test_a_renamed_tensor_is_refused_with_both_names_and_the_option_that_takes_i
     path = changed(tmp_path, **{"blocks.1.mlp.fc2.bias": None, "blocks.1.mlp.out.bias": bias})
     says = refused(f"{path}?heads=2")
     for words in (f"{len(NET) - 1} of {len(NET)} tensors found", "missing: blocks.1.mlp.fc2.bias",
-                  "left over: blocks.1.mlp.out.bias", "add ?accept=missing,left-over to the name"):  # fmt: skip
+                  "left over: blocks.1.mlp.out.bias", "add &accept=missing,left-over to the name"):  # fmt: skip
         assert words in says
     assert "left over" not in refused(f"{path}?heads=2&accept=left-over")
     found = importer.open_checkpoint(f"{path}?heads=2&accept=missing,left-over")

@@ -37,7 +37,8 @@ class Coverage:
         if faults:
             fit = f"{self.wanted - len(self.missing)} of {self.wanted} tensors found"
             what = "; ".join(f"{word.replace('-', ' ')}: {some(names)}" for word, names in faults.items())
-            remedy = f"to take it as it is, add ?accept={','.join(faults)} to the name"
+            joined = "&" if "?" in self.origin else "?"
+            remedy = f"to take it as it is, add {joined}accept={','.join(faults)} to the name"
             raise CheckpointError(f"{self.origin} does not fit, {fit}; {what}; {remedy}")
 
     def accepted(self) -> list[str]:
