@@ -12,5 +12,5 @@ scores = evaluate([a, b], suite=data, data_root=root)
 differences = compare(a, b)
 
 print(f"{model.record['name']}: {tuple(features.shape)} features of {data}")
-print(scores[["checkpoint", "task", "metric", "value", "low", "high"]].to_string(index=False))
-print(differences[["task", "difference", "low", "high", "p", "verdict"]].to_string(index=False))
+print(scores[["checkpoint", "task", "dataset", "metric", "value", "low", "high"]].to_string(index=False))
+print(differences[["task", "dataset", "difference", "low", "high", "p", "verdict"]].to_string(index=False))
