@@ -6,6 +6,7 @@ Nothing a step does depends on the history of a random state (see `views`), so a
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import shutil
 import signal
@@ -262,6 +263,29 @@ def saved_config(directory: Path, *, quiet: bool, words: Sequence[str] = ()) -> 
     return cast(DictConfig, OmegaConf.merge(config, own, OmegaConf.from_dotlist(list(words))))
 
 
+@contextlib.contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Hold the folder of a run against a second training of it; raises CheckpointError where there is one already.
+
+    The lock is the process's own: killed, it leaves none, nor do its workers. Where there are no locks, none is held.
+    """
+    busy = False
+    with contextlib.ExitStack() as stack:
+        if run.fabric.is_global_zero:
+            with contextlib.suppress(OSError):  # a folder that cannot be written is named when the log is opened
+                run.directory.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(run.directory / ".lock", "a"))
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    busy = True
+        if agreed(run.fabric, busy):
+            raise CheckpointError(
+                f"{run.directory} is being trained by another process; wait for it, or choose another name=..."
+            )
+        yield
+
+
 def start_again(run: Run) -> None:
     """Remove what an older run of this name left: its kept epochs, its state, and the word that it is finished."""
     if run.fabric.is_global_zero:
@@ -293,6 +317,14 @@ def train(cfg: DictConfig) -> Path:
     origin = run.info["config"]["init"]["checkpoint"]
     if origin:
         check_origin(run, Path(origin))
+    with claimed(run):
+        begin(run, cfg, origin)
+    return directory
+
+
+def begin(run: Run, cfg: DictConfig, origin: str | None) -> None:
+    """Train a run whose folder is ours from where it stands; `origin` is the run that it starts from, if any."""
+    directory = run.directory
     if cfg.overwrite:
         start_again(run)
     resumed = restore(run)
@@ -306,7 +338,7 @@ def train(cfg: DictConfig) -> Path:
             if last == 0 or agreed(run.fabric, not is_saved_whole(run)):
                 save(run, finished=True)  # what it begins with, as a run of its own; or stopped just before the end
             run.fabric.print(f"{directory} is finished ({run.step} steps); nothing to do")
-            return directory
+            return
         verb = f"going on with {directory} at step {run.step}" if run.step else f"training {directory}"
         run.fabric.print(f"{verb}: {run.info['objective']} on {run.info['data']['name']}, {last} steps")
         log.remark("before training", objective_remarks(run))
@@ -317,4 +349,3 @@ def train(cfg: DictConfig) -> Path:
             times = f"{run.skipped} time{'s' if run.skipped > 1 else ''}"
             run.fabric.print(f"{times} an image could not be decoded and the next one stood in")
         run.fabric.print(f"finished {directory}")
-    return directory

@@ -250,6 +250,23 @@ def test_skip_bad_trains_on_and_counts(tmp_path: Path, capsys: pytest.CaptureFix
     assert read_run(run)["skipped_images"] > 0 and "could not be decoded" in capsys.readouterr().out
 
 
+def test_a_run_that_another_process_trains_is_left_to_it(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout and other.stdout.readline()
+    with pytest.raises(CheckpointError, match="mine is being trained by another process"):
+        run_tiny(images, "bits_fixed", tmp_path, "name=mine", f"runs={tmp_path / 'runs'}")
+    assert {path.name for path in folder.iterdir()} == {".lock"}
+    other.communicate()
+    assert run_tiny(images, "bits_fixed", tmp_path, "name=mine", f"runs={tmp_path / 'runs'}") == folder
+
+
 def test_a_warm_up_longer_than_the_run_is_shortened_aloud(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
