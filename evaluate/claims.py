@@ -3,7 +3,7 @@
 ROOT/<key>.<n>     the n-th claim on a key: who made it; its owner touches it every few seconds
 ROOT/<key>.note    what those who gather results must know of it
 
-A file of the next number is created only where there is none, which is atomic on network file systems too: of several
+A file of the next number is linked only where there is none, which is atomic on network file systems too: of several
 that find an owner dead one takes over. No lock of the file system is needed. An owner on this machine is dead when its
 process is; one elsewhere, when it has not touched its claim for a while by the clock of whoever looks.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,10 +82,7 @@ class Claims:
             return None
         path = self.root / f"{key}.{number + 1}"
         self.root.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(path, "x") as file:
-                json.dump(self.me | {"host": os.uname().nodename}, file)
-        except FileExistsError:
+        if not self._create(path):
             return None
         for older in range(1, number + 1):
             (self.root / f"{key}.{older}").unlink(missing_ok=True)
@@ -95,6 +93,18 @@ class Claims:
                 self._thread = threading.Thread(target=self._live, daemon=True)
                 self._thread.start()
         return claim
+
+    def _create(self, path: Path) -> bool:
+        """Make a claim where there is none, at once with its content: an empty one would look like that of the dead."""
+        written = self.root / f".{path.name}.{secrets.token_hex(4)}"
+        written.write_text(json.dumps(self.me | {"host": os.uname().nodename}))
+        try:
+            os.link(written, path)
+        except FileExistsError:
+            return False
+        finally:
+            written.unlink()
+        return True
 
     def owner(self, key: str) -> str:
         """Who works on a key, in words; empty when nobody does."""
