@@ -154,6 +154,28 @@ def test_the_pyramid_has_its_strides_and_is_contiguous(run):
         assert all(level.is_contiguous() and level.shape[1] == 8 for level in levels)
 
 
+@pytest.mark.parametrize(("head", "name"), [("retinanet", "bbox_head"), ("mask_rcnn", "rpn_head")])
+def test_heads_start_with_the_published_gain_at_any_width(root, run, tmp_path, head, name):
+    from evaluate.openmmlab import library
+
+    library.load("mmdet")
+    from evaluate.openmmlab.detectors import build_detector
+
+    network = subject(run, squares(root), tmp_path).backbone
+    for channels in (16, 256):
+        torch.manual_seed(0)
+        model: Any = build_detector(network, head, 2, strides=[8], frozen=True, channels=channels, hidden=8, convs=2)
+        own = [layer for layer in getattr(model, name).modules() if isinstance(layer, torch.nn.Conv2d)]
+        weights = next(layer.weight for layer in own if layer.weight.shape[:2] == (channels, channels))
+        assert float(weights.detach().std()) * channels**0.5 == pytest.approx(0.16, rel=0.05)  # 0.01 at 256 channels
+        if head == "retinanet":
+            assert len(model.bbox_head.cls_convs) == len(model.bbox_head.reg_convs) == 2
+            bias = model.bbox_head.retina_cls.bias.detach()
+            assert torch.allclose(bias.sigmoid(), torch.full_like(bias, 0.01))  # the prior of arXiv 1708.02002
+        else:
+            assert len(model.roi_head.mask_head.convs) == 2
+
+
 def test_the_base_of_the_pyramid_is_the_power_of_two_nearest_to_the_patch():
     assert [base_stride(patch) for patch in (4, 8, 14, 16, 32)] == [4, 8, 16, 16, 32]
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from evaluate.metrics.masks import fill_holes, nearest_resize, tight_box
 from evaluate.metrics.video import (
-    boundary_map,
+    VOID,
     contour_accuracy,
     contour_tolerance,
     evaluate_sequence,
@@ -18,6 +18,7 @@ from evaluate.metrics.video import (
     sequence_statistics,
     summarize_sequences,
 )
+from evaluate.metrics.video_kernels import boundaries, confirmed
 
 GOLDEN = Path(__file__).parent / "golden" / "eval"
 SEQUENCES = ("bmx-trees", "dogs-jump", "gold-fish")
@@ -92,21 +93,41 @@ def test_totals_average_over_objects_not_over_sequences(golden):
 
 
 @pytest.mark.parametrize("size", [(31, 44), (60, 35), (1, 40), (23, 1), (90, 170)])
-def test_cropped_scores_equal_the_definition_to_the_last_bit(size):
+def test_scores_equal_the_definition_to_the_last_bit(size):
     rng = np.random.default_rng(sum(size))
     for _ in range(6):
         truth, prediction = blob_pair(rng, *size)
         union = (truth | prediction).sum()
         assert region_similarity(truth, prediction) == ((truth & prediction).sum() / union if union else 1.0)
         assert contour_accuracy(truth, prediction) == plain_contour_accuracy(truth, prediction)
-        np.testing.assert_array_equal(boundary_map(truth.astype(np.uint8)), plain_boundary(truth))
+        found = np.zeros(truth.shape, bool)
+        found[tuple(boundaries(truth.astype(np.uint8), 1)[:, 1:].T)] = True
+        np.testing.assert_array_equal(found, plain_boundary(truth))
 
 
-def test_masks_inside_the_frame_score_the_same_after_the_crop():
-    truth, prediction = np.zeros((2, 120, 150), dtype=bool)
-    truth[40:70, 30:90] = prediction[44:71, 33:95] = True
-    assert contour_accuracy(truth, prediction) == plain_contour_accuracy(truth, prediction)
-    assert 0 < contour_accuracy(truth, prediction) < 1
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64])
+def test_all_objects_of_a_frame_score_as_each_alone(kind):
+    rng = np.random.default_rng(5)
+    truth, prediction = np.zeros((2, 1, 70, 130), kind)
+    for label in (1, 2, 3, 5):  # 4 is nowhere, and objects hide one another
+        truth[0][blob_pair(rng, 70, 130)[0]] = prediction[0][blob_pair(rng, 70, 130)[1]] = label
+    truth[0, :9], prediction[0, 20:40, 50:60] = VOID, 4
+    scores = evaluate_sequence(truth, prediction)
+    assert scores.j.shape == (5, 1)
+    for k in range(5):
+        alone = truth[0] == k + 1, prediction[0] == k + 1
+        assert scores.j[k, 0] == (alone[0] & alone[1]).sum() / (alone[0] | alone[1]).sum()
+        assert scores.f[k, 0] == plain_contour_accuracy(*alone)
+    assert scores.j[:3].min() > 0 and scores.j[3, 0] == scores.f[3, 0] == 0
+
+
+@pytest.mark.parametrize("radius", [1, 8, 31, 36, 70])
+def test_boundaries_are_confirmed_within_a_radius_of_any_size(radius):
+    rng = np.random.default_rng(radius)
+    pixels, near = (np.stack([np.ones(60, int), *rng.integers(0, (90, 200), (60, 2)).T], 1) for _ in range(2))
+    distance = np.linalg.norm(pixels[:, None, 1:] - near[None, :12, 1:], axis=2)
+    expected = (distance.min(1) <= radius).sum()
+    assert confirmed(pixels, near[:12], 1, 90, 200, radius).tolist() == [0, expected]
 
 
 def test_tolerance_is_eight_pixels_at_480p():

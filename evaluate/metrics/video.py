@@ -2,19 +2,17 @@
 
 Perazzi et al. 2016 ("A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation") define J and F,
 Pont-Tuset et al. 2017 ("The 2017 DAVIS Challenge on Video Object Segmentation") the averages over objects. Both
-measures depend only on pixels in or next to the two masks, so everything is counted inside the union of their boxes:
-same integers, fewer pixels.
+measures are ratios of numbers of pixels, which are counted for all objects of a frame at once.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import cv2
 import numpy as np
 
 from evaluate.metrics.arrays import as_numpy
+from evaluate.metrics.video_kernels import boundaries, confirmed, overlaps
 
 VOID = 255
 BOUND_FRACTION = 0.008  # tolerance of a contour match, as a share of the image diagonal
@@ -29,7 +27,7 @@ def region_similarity(truth: Mask, prediction: Mask, void: Mask | None = None) -
     truth, prediction (H, W) boolean; void (H, W) boolean pixels to leave out. Raises ValueError for unequal shapes.
     Perazzi et al. 2016, section 5.
     """
-    return _region(*_union_crop(*_mask_pair(truth, prediction, void)))
+    return float(_frame_scores(*_mask_pair(truth, prediction, void), 1)[0][0])
 
 
 def contour_accuracy(truth: Mask, prediction: Mask, void: Mask | None = None) -> float:
@@ -39,26 +37,12 @@ def contour_accuracy(truth: Mask, prediction: Mask, void: Mask | None = None) ->
     when the other boundary comes within ceil(0.008 * diagonal) pixels. Without any boundary F = 1, with only one F =
     0. Raises ValueError for unequal shapes. Perazzi et al. 2016, section 5.
     """
-    truth_u8, prediction_u8 = _mask_pair(truth, prediction, void)
-    return _contour(*_union_crop(truth_u8, prediction_u8), contour_tolerance(*truth_u8.shape))
+    return float(_frame_scores(*_mask_pair(truth, prediction, void), 1)[1][0])
 
 
 def contour_tolerance(height: int, width: int) -> int:
     """Radius in pixels within which two boundaries match: 8 for 480 x 854."""
     return int(np.ceil(BOUND_FRACTION * np.linalg.norm((height, width))))
-
-
-def boundary_map(mask: np.ndarray) -> np.ndarray:
-    """Boundary pixels of a mask: those that differ from their right, lower or lower-right neighbour inside the image.
-
-    mask (H, W) uint8 0/1; returns (H, W) uint8 0/1. The last row looks right only, the last column down only, the
-    corner nowhere.
-    """
-    boundary = np.zeros_like(mask)
-    boundary[:, :-1] = mask[:, :-1] ^ mask[:, 1:]
-    boundary[:-1] |= mask[:-1] ^ mask[1:]
-    boundary[:-1, :-1] |= mask[:-1, :-1] ^ mask[1:, 1:]
-    return boundary
 
 
 def sequence_statistics(values: np.ndarray) -> tuple[float, float, float]:
@@ -125,12 +109,7 @@ def evaluate_frame(
     """J and F of every object in one frame, two (objects,) float64; arguments and errors as `evaluate_sequence`."""
     annotation, result = as_numpy(truth), as_numpy(prediction)
     _check_frame(annotation, result, objects, where)
-    tolerance = contour_tolerance(*annotation.shape)
-    j, f = np.empty((2, objects))
-    for k in range(objects):
-        crops = _union_crop(_equals(annotation, k + 1), _equals(result, k + 1))
-        j[k], f[k] = _region(*crops), _contour(*crops, tolerance)
-    return j, f
+    return _frame_scores(_labels(annotation, objects), _labels(result, objects), objects)
 
 
 def summarize_sequences(sequences: Sequence[SequenceScores]) -> dict[str, float]:
@@ -146,42 +125,20 @@ def summarize_sequences(sequences: Sequence[SequenceScores]) -> dict[str, float]
     return totals
 
 
-def _region(truth: np.ndarray, prediction: np.ndarray) -> float:
-    union = cv2.countNonZero(truth | prediction) if truth.size else 0
-    return cv2.countNonZero(truth & prediction) / union if union else 1.0
-
-
-def _contour(truth: np.ndarray, prediction: np.ndarray, tolerance: int) -> float:
-    if truth.size == 0:
-        return 1.0
-    truth_edge, prediction_edge = boundary_map(truth), boundary_map(prediction)
-    n_truth, n_prediction = cv2.countNonZero(truth_edge), cv2.countNonZero(prediction_edge)
-    if n_truth == 0 or n_prediction == 0:
-        return float(n_truth == n_prediction)
-    disk = _disk(tolerance)
-    precision = cv2.countNonZero(prediction_edge & cv2.dilate(truth_edge, disk)) / n_prediction
-    recall = cv2.countNonZero(truth_edge & cv2.dilate(prediction_edge, disk)) / n_truth
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-@lru_cache
-def _disk(radius: int) -> np.ndarray:
-    offsets = np.arange(-radius, radius + 1)
-    return (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.uint8)
-
-
-def _union_crop(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks inside the box around their union.
-
-    The box has one empty row and column more on each side where the image allows, since a boundary pixel may lie just
-    outside its mask, above or left of it, and since the last row of the crop must not be taken for the last row of
-    the image.
-    """
-    x, y, width, height = cv2.boundingRect(truth | prediction)
-    if width == 0:
-        return truth[:0], prediction[:0]
-    window = slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
-    return truth[window], prediction[window]
+def _frame_scores(truth: np.ndarray, prediction: np.ndarray, objects: int) -> tuple[np.ndarray, np.ndarray]:
+    """J and F, two (objects,), of contiguous label maps whose labels lie between 0 and `objects`."""
+    in_truth, in_prediction, in_both = overlaps(truth.ravel(), prediction.ravel(), objects)[:, 1:]
+    union = in_truth + in_prediction - in_both
+    j = np.where(union, in_both / np.maximum(union, 1), 1.0)
+    edges = boundaries(truth, objects), boundaries(prediction, objects)
+    sizes = [np.bincount(edge[:, 0], minlength=objects + 1)[1:] for edge in edges]
+    radius = contour_tolerance(*truth.shape)
+    near = [confirmed(one, other, objects, *truth.shape, radius)[1:] for one, other in (edges, edges[::-1])]
+    recall, precision = (count / np.maximum(size, 1) for count, size in zip(near, sizes, strict=True))
+    total = precision + recall
+    f = np.where(total > 0, 2 * precision * recall / np.where(total > 0, total, 1), 0.0)
+    lacking = (sizes[0] == 0) | (sizes[1] == 0)
+    return j, np.where(lacking, sizes[0] == sizes[1], f)
 
 
 def _mask_pair(truth: Mask, prediction: Mask, void: Mask | None) -> tuple[np.ndarray, np.ndarray]:
@@ -193,8 +150,12 @@ def _mask_pair(truth: Mask, prediction: Mask, void: Mask | None) -> tuple[np.nda
     return masks[0].view(np.uint8), masks[1].view(np.uint8)
 
 
-def _equals(labels: np.ndarray, label: int) -> np.ndarray:
-    return (labels == label).view(np.uint8)
+def _labels(given: np.ndarray, objects: int) -> np.ndarray:
+    """A label map with whatever is no object as background."""
+    kind = np.uint8 if objects < VOID else np.int32
+    if given.dtype != kind or given.max() > objects:
+        given = np.where((given > 0) & (given <= objects), given, 0)
+    return np.ascontiguousarray(given, dtype=kind)
 
 
 def _check_frame(annotation: np.ndarray, result: np.ndarray, objects: int, where: str) -> None:

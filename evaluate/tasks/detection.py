@@ -38,8 +38,9 @@ class Detection(HeadTask):
     size: shorter and longer side in pixels that images are brought to, in training times a factor `jitter`; crop:
     height and width in pixels, null for none. frozen, layer_decay, checkpointing: of the backbone; strides: of the
     pyramid, in pixels; channels, hidden: widths of the pyramid and of the layers that classify a region; anchor: side
-    of an anchor in strides; regions: of an image that the second stage is trained on; proposals,
-    detections: kept of an image, at most; train, test: splits; pictures: images on the sheet.
+    of an anchor in strides; convs: layers of RetinaNet's head, or of that for masks, before the outputs; regions: of
+    an image that the second stage is trained on; proposals, detections: kept of an image, at most; train, test:
+    splits; pictures: images on the sheet.
     """
 
     library = "mmdet"
@@ -63,6 +64,7 @@ class Detection(HeadTask):
         channels: int = 256,
         hidden: int = 1024,
         anchor: int = 8,
+        convs: int = 4,
         regions: int = 512,
         proposals: int = 1000,
         detections: int = 100,
@@ -73,7 +75,7 @@ class Detection(HeadTask):
     ):
         if (
             epochs <= 0
-            or min(*size, *(crop or size), channels, hidden, anchor, regions, proposals, detections) < 1
+            or min(*size, *(crop or size), channels, hidden, anchor, convs, regions, proposals, detections) < 1
             or pictures < 0
         ):
             raise ValueError(
@@ -87,7 +89,7 @@ class Detection(HeadTask):
         self.augmentation = Augmentation((int(size[0]), int(size[1])), (jitter[0], jitter[1]), box)
         self.frozen, self.layer_decay, self.pictures = frozen, layer_decay, pictures
         self.network = {"strides": [int(s) for s in strides], "channels": channels, "hidden": hidden, "anchor": anchor}
-        self.network |= {"regions": regions, "proposals": proposals, "detections": detections}
+        self.network |= {"convs": convs, "regions": regions, "proposals": proposals, "detections": detections}
         self.checkpointing, self.train_split, self.test_split = checkpointing, train, test
 
     def main(self, subject: Subject) -> str:
