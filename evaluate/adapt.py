@@ -17,6 +17,7 @@ from evaluate.storage import slug
 from pretrain import cli
 from pretrain.backbones import Backbone
 from pretrain.checkpoint import SCHEMA, CheckpointError, load_backbone, network_digest, write_json, write_tensors
+from pretrain.trainings import unquoted
 
 IMPORTED = "imported"  # below the folder of runs, where no run of its own is looked for
 
@@ -63,12 +64,6 @@ def with_start(words: Sequence[str]) -> list[str]:
         raise ValueError("checkpoint=... is missing: python -m evaluate.adapt checkpoint=NAME data=NAME")
     start = start_of(given["checkpoint"], given.get("runs", "runs"))
     return [word for word in words if word.partition("=")[0] != "checkpoint"] + [f"checkpoint={start}"]
-
-
-def unquoted(text: str) -> str:
-    """A value with or without the quotation marks of Hydra's grammar."""
-    quoted = len(text) > 1 and text[0] == text[-1] == '"'
-    return text[1:-1].replace('\\"', '"').replace("\\\\", "\\") if quoted else text
 
 
 def main() -> None:

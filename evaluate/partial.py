@@ -18,17 +18,19 @@ from typing import Any
 
 from evaluate.features import Store, identity
 from evaluate.storage import plain
+from pretrain.checkpoint import write_json
 
 
 class Partial(Mapping[str, Any]):
     """What has been computed of one task on one dataset by one checkpoint: item name -> result, JSON types only."""
 
-    def __init__(self, store: Store, backbone: Any, task: str, settings: Mapping[str, Any]):
+    def __init__(self, store: Store, backbone: Any, task: str, settings: Mapping[str, Any], dataset: str = ""):
         packages = {name: version(name) for name in ("torch", "timm", "pillow")}
         key = {"weights": identity(backbone), "precision": store.precision, "packages": packages}
         text = json.dumps(key | {"settings": plain(settings, "settings")}, sort_keys=True)
         self.folder = store.root.parent / task / hashlib.sha256(text.encode()).hexdigest()[:24]
         self._file = self.folder / f"{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        self._names = {"checkpoint": store.label, "dataset_name": dataset}  # for whoever lists the cache
         self._done: dict[str, Any] = {}
         for file in sorted(self.folder.glob("*.jsonl")):
             for line in file.read_bytes().splitlines(keepends=True):
@@ -38,7 +40,9 @@ class Partial(Mapping[str, Any]):
 
     def add(self, item: str, result: Any) -> None:
         """Keep the result of one item."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "meta.json").exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "meta.json", self._names)
         result = plain(result, item)
         with open(self._file, "ab") as file:
             file.write(json.dumps({"item": item, "result": result}).encode() + b"\n")

@@ -7,7 +7,6 @@ and length are noted in run.json as `parent`. The same command goes on where an 
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from pretrain import cli
 from pretrain.backbones import Backbone
 from pretrain.checkpoint import CheckpointError, load_backbone, network_digest, read_run
 from pretrain.train import train
-from pretrain.trainings import quoted
+from pretrain.trainings import quoted, unquoted
 
 HEADS = ("auto", "keep", "redraw", "fresh")
 #: what belongs to the machine at hand rather than to the run
@@ -60,13 +59,6 @@ def read_settings(words: Sequence[str]) -> tuple[DictConfig, list[str]]:
 def plain(text: str) -> Any:
     """A value as YAML reads it."""
     return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
-
-
-def unquoted(text: str) -> str:
-    """A path with or without the quotation marks that Hydra's grammar would want."""
-    if len(text) > 1 and text[0] == text[-1] == '"':
-        return re.sub(r"\\(.)", r"\1", text[1:-1])
-    return text
 
 
 def find_run(text: str, runs: str) -> Path:

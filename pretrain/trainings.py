@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,11 @@ def quoted(key: str, value: str) -> str:
     """An override that Hydra reads as this text, whatever is in it."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'{key}="{escaped}"'
+
+
+def unquoted(text: str) -> str:
+    """A value with or without the quotation marks of Hydra's grammar, as `quoted` sets them."""
+    return re.sub(r"\\(.)", r"\1", text[1:-1]) if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def placed(wanted: Mapping[str, Sequence[str]], *, data_root: str, runs: str, quiet: bool) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from frozen import SPEC
 from evaluate import cache
 from evaluate.cache import Hold, clear, entries, hold
 from evaluate.features import Store
+from evaluate.partial import Partial
 from pretrain.backbones import Backbone
 from pretrain.datasets import ImageFolder
 
@@ -56,6 +57,14 @@ def test_the_list_names_checkpoint_and_dataset_with_the_size_on_disk(tmp_path, b
     assert "runs/mine, folder" in line and folder.name in line
     expected = sum(path.stat().st_size for path in folder.iterdir())
     assert f"{expected / 1000:.1f} kB" in line and total.endswith("in 1 sets of features")
+
+
+def test_results_of_an_interrupted_task_are_listed_by_name(tmp_path, backbone, monkeypatch, capsys):
+    store = Store(tmp_path, workers=0, quiet=True)
+    store.label = "runs/mine"
+    Partial(store, backbone, "objects", {"a": 1}, "scenes").add("0", [])
+    run(monkeypatch, "--cache", str(store.root.parent))
+    assert "runs/mine, scenes (objects)" in capsys.readouterr().out
 
 
 def test_an_empty_cache_is_said_to_be_empty(tmp_path, monkeypatch, capsys):

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from evaluate.features import PRECISIONS, Store, identity
 from evaluate.openmmlab.library import quiet
 from evaluate.storage import plain
-from pretrain.checkpoint import CheckpointError, resume_run, save_resume
+from pretrain.checkpoint import CheckpointError, resume_run, save_resume, write_json
 from pretrain.datasets import ImageError
 
 #: what ends a training without being a bug, as the processes of a group tell each other
@@ -263,6 +263,8 @@ class Training:
                 for name, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"optimizer/{place}/{name}"] = value
         curve = {"history": self.history, "sums": self._sums, "count": self._count, "damaged": sorted(self.damaged)}
+        names = {"checkpoint": self.store.label, "dataset_name": self.title}
+        write_json(self.folder / "meta.json", names)  # for whoever lists the cache
         save_resume(self.folder, tensors, {"step": self.iteration, "curve": json.dumps(curve)})
 
     def load(self, optimizer: torch.optim.Optimizer) -> None:

@@ -71,7 +71,8 @@ class CorLoc(Task):
     def cut(self, subject: Subject, rows: list[int]) -> Partial:
         """Boxes of images, from earlier runs where they were kept: {row: x, y, width, height or None if damaged}."""
         data: Any = subject.data.split("instances")
-        kept = Partial(subject.store, subject.backbone, self.name, self.protocol(subject) | {"data": data.fingerprint})
+        settings = self.protocol(subject) | {"data": data.fingerprint}
+        kept = Partial(subject.store, subject.backbone, self.name, settings, data.name)
         todo = [row for row in rows if str(row) not in kept]
         for cut in cut_images(subject, data, todo, self.tau, self.size, self.feature, 1, corners=False):
             box = None if cut.masks is None else found_box(cut.masks[0], cut.size, data.size(cut.row))

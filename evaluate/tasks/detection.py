@@ -191,7 +191,7 @@ class Detection(HeadTask):
 
         test: Any = subject.data.split(self.test_split)
         settings = self.protocol(subject) | {"data": subject.data.fingerprint(self.splits)}
-        kept = Partial(subject.store, subject.backbone, self.name, settings)
+        kept = Partial(subject.store, subject.backbone, self.name, settings, test.name)
         samples = instance_samples(test, self.augmentation, subject.seed, masks=False)
         categories = [category["id"] for category in test.truth["categories"]]
         with subject.store.progress(f"{self.name}: objects of {test.name}", len(rows)) as bar:

@@ -81,7 +81,8 @@ class Objects(Task):
 
     def cut(self, subject: Subject, data: InstanceData, rows: list[int]) -> Partial:
         """Detections of images, from earlier runs where they were kept: {row: COCO results, or None if damaged}."""
-        kept = Partial(subject.store, subject.backbone, self.name, self.protocol(subject) | {"data": data.fingerprint})
+        settings = self.protocol(subject) | {"data": data.fingerprint}
+        kept = Partial(subject.store, subject.backbone, self.name, settings, data.name)
         todo = [row for row in rows if str(row) not in kept]
         for cut in cut_images(subject, data, todo, self.tau, self.size, self.feature, self.stages):
             kept.add(str(cut.row), None if cut.masks is None else self.detections(cut, data))

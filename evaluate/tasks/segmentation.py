@@ -204,7 +204,7 @@ class Segmentation(HeadTask):
         images: Any = subject.data.split(VAL if apart else self.train_split)
         rows = [row for row in range(len(images)) if apart or row % HELD_OUT == 0]
         settings = self.training_protocol(subject) | {"selecting": images.fingerprint}
-        kept = Partial(subject.store, subject.backbone, self.name, settings)
+        kept = Partial(subject.store, subject.backbone, self.name, settings, images.name)
         samples, classes = mask_samples(images, self.augmentation(subject), subject.seed), len(images.classes)
         totals = np.zeros((len(self.rates), 3, classes), np.int64)
         with subject.store.progress(f"{self.name}: choice among {len(self.rates)} heads", len(rows)) as bar:

@@ -106,7 +106,7 @@ class VideoObjects(Task):
         """J and F of sequences, from earlier runs where they were kept: {name: {"j": (K, T), "f": (K, T)}}."""
         data = self.data(subject)
         settings = self.protocol(subject) | {"data": data.fingerprint}
-        kept = Partial(subject.store, subject.backbone, self.name, settings)
+        kept = Partial(subject.store, subject.backbone, self.name, settings, data.name)
         shown = {video.name for video in data.videos[: self.pictures]}
         with subject.store.progress(f"videos of {data.name}", sum(map(len, videos)), "frame") as bar:
             for video in videos:
