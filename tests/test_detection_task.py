@@ -176,6 +176,21 @@ def test_heads_start_with_the_published_gain_at_any_width(root, run, tmp_path, h
             assert len(model.roi_head.mask_head.convs) == 2
 
 
+def test_a_standardised_pyramid_does_not_see_what_all_patches_share():
+    from evaluate.openmmlab import library
+
+    library.load("mmdet")
+    from evaluate.openmmlab.pyramid import SimplePyramid
+
+    maps, shared = torch.randn(4, 16, 8, 6), 100 * torch.randn(16, 1, 1)
+    for standardise, same in ((True, True), (False, False)):
+        torch.manual_seed(0)
+        pyramid = SimplePyramid(16, 8, 8, (8, 16), standardise)
+        for one, other in zip(pyramid((maps,)), pyramid((maps + shared,)), strict=True):
+            assert torch.allclose(one, other, atol=1e-3) is same
+    assert not list(SimplePyramid(16, 8, 8, (8,), True).first.parameters())
+
+
 def test_the_base_of_the_pyramid_is_the_power_of_two_nearest_to_the_patch():
     assert [base_stride(patch) for patch in (4, 8, 14, 16, 32)] == [4, 8, 16, 16, 32]
 

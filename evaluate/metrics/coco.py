@@ -113,7 +113,7 @@ def _evaluate(truth: dict, found: list[Annotation], iou_type: str) -> COCOeval_f
     results = {key: truth[key] for key in ("images", "categories")} | {"annotations": found}
     for number, (detection, area) in enumerate(zip(found, _areas(found, iou_type), strict=True), start=1):
         detection |= {"id": number, "area": area, "iscrowd": 0}
-    evaluator = COCOeval_faster(COCO(truth), COCO(results), iouType=iou_type, extra_calc=False)
+    evaluator = COCOeval_faster(COCO(truth), COCO(results), iouType=iou_type, extra_calc=False, rle_iou_max_workers=1)
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator

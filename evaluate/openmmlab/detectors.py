@@ -34,6 +34,7 @@ def build_detector(
     hidden: int = 1024,
     anchor: int = 8,
     convs: int = 4,
+    standardise: bool = False,
     regions: int = 512,
     proposals: int = 1000,
     detections: int = 100,
@@ -43,8 +44,8 @@ def build_detector(
 
     head: mask_rcnn or cascade (boxes and masks), or retinanet (boxes); strides: of the pyramid, in pixels; channels:
     its width; hidden: width of the layers that classify a region; anchor: side of an anchor in strides (in
-    RetinaNet half of it, in three octaves); convs: layers of RetinaNet's head, or of that for
-    masks, before the outputs; regions: of an image that the second stage is trained on;
+    RetinaNet half of it, in three octaves); convs: layers of RetinaNet's head, or of that for masks, before the
+    outputs; standardise: batch norm before the pyramid; regions: of an image that the second stage is trained on;
     proposals, detections: kept of an image, at most.
     """
     stride = base_stride(network.patch_size)
@@ -52,7 +53,7 @@ def build_detector(
     neck = {"type": "SimplePyramid", "in_channels": network.dim, "out_channels": channels}
     config: dict[str, Any] = {
         "backbone": backbone | {"checkpointing": checkpointing},
-        "neck": neck | {"stride": stride, "strides": list(strides)},
+        "neck": neck | {"stride": stride, "strides": list(strides), "standardise": standardise},
         "data_preprocessor": {
             "type": "DetDataPreprocessor", "pad_mask": True, "pad_size_divisor": max(stride, *strides),
             **pixels(network.mean, network.std),

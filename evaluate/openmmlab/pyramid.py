@@ -17,11 +17,16 @@ class SimplePyramid(BaseModule):
     """Maps at several strides from one map of a plain transformer: (N, D, h, w) at `stride` -> (N, C, ., .) each.
 
     Transposed convolutions upwards, maximum pooling downwards, then a 1 x 1 and a 3 x 3 convolution, each with layer
-    norm. Strides are powers of two, in pixels. Source: ViTDet, arXiv 2203.16527.
+    norm. Strides are powers of two, in pixels. Source: ViTDet, arXiv 2203.16527. `standardise` puts a batch norm
+    without parameters first, as probes of frozen features have it (MAE, arXiv 2111.06377): what all patches share
+    would otherwise hide what tells them apart.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, strides: Sequence[int]):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, strides: Sequence[int], standardise: bool = False
+    ):
         super().__init__()
+        self.first = nn.BatchNorm2d(in_channels, affine=False) if standardise else nn.Identity()
         self.levels = nn.ModuleList(
             nn.Sequential(
                 *_rescale(in_channels, stride / target), *_project(in_channels, out_channels, stride / target)
@@ -31,7 +36,8 @@ class SimplePyramid(BaseModule):
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The pyramid, finest first, contiguous: layer norm leaves channels last, which mmcv's RoIAlign misreads."""
-        return tuple(level(inputs[-1]).contiguous() for level in self.levels)
+        maps = self.first(inputs[-1])
+        return tuple(level(maps).contiguous() for level in self.levels)
 
 
 class _Pool(nn.Module):

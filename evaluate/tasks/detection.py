@@ -38,9 +38,9 @@ class Detection(HeadTask):
     size: shorter and longer side in pixels that images are brought to, in training times a factor `jitter`; crop:
     height and width in pixels, null for none. frozen, layer_decay, checkpointing: of the backbone; strides: of the
     pyramid, in pixels; channels, hidden: widths of the pyramid and of the layers that classify a region; anchor: side
-    of an anchor in strides; convs: layers of RetinaNet's head, or of that for masks, before the outputs; regions: of
-    an image that the second stage is trained on; proposals, detections: kept of an image, at most; train, test:
-    splits; pictures: images on the sheet.
+    of an anchor in strides; convs: layers of RetinaNet's head, or of that for masks, before the outputs; standardise:
+    batch norm of the backbone's map before the pyramid; regions: of an image that the second stage is trained on;
+    proposals, detections: kept of an image, at most; train, test: splits; pictures: images on the sheet.
     """
 
     library = "mmdet"
@@ -65,6 +65,7 @@ class Detection(HeadTask):
         hidden: int = 1024,
         anchor: int = 8,
         convs: int = 4,
+        standardise: bool = False,
         regions: int = 512,
         proposals: int = 1000,
         detections: int = 100,
@@ -88,8 +89,11 @@ class Detection(HeadTask):
         box = None if crop is None else (int(crop[0]), int(crop[1]))
         self.augmentation = Augmentation((int(size[0]), int(size[1])), (jitter[0], jitter[1]), box)
         self.frozen, self.layer_decay, self.pictures = frozen, layer_decay, pictures
-        self.network = {"strides": [int(s) for s in strides], "channels": channels, "hidden": hidden, "anchor": anchor}
-        self.network |= {"convs": convs, "regions": regions, "proposals": proposals, "detections": detections}
+        self.network = {
+            "strides": [int(s) for s in strides], "channels": channels, "hidden": hidden, "anchor": anchor,
+            "convs": convs, "standardise": standardise,
+            "regions": regions, "proposals": proposals, "detections": detections,
+        }  # fmt: skip
         self.checkpointing, self.train_split, self.test_split = checkpointing, train, test
 
     def main(self, subject: Subject) -> str:
