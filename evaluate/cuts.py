@@ -39,10 +39,18 @@ def check_cuts(tau: float, size: int, feature: str) -> None:
         raise ValueError(f"size={size} must be a number of pixels")
 
 
-def cut_protocol(subject: Subject, tau: float, size: int, feature: str) -> dict[str, Any]:
+def cut_protocol(subject: Subject, tau: float, size: int, feature: str, center: bool) -> dict[str, Any]:
     """The part of a protocol that all cuts share."""
     view = {"size": [size, snapped(size, subject.backbone.patch_size)], "ratio": "not kept", "interpolation": "lanczos"}
-    return {"feature": feature, "tau": tau, "eps": 1e-5, "view": view, "precision": subject.store.precision}
+    shared = {"feature": feature, "tau": tau, "eps": 1e-5, "view": view, "precision": subject.store.precision}
+    return shared | ({"center": "mean of the image's patches"} if center else {})
+
+
+def alike(tau: float, center: bool) -> str:
+    """Why an image could not be cut, and what may help."""
+    return f"their patches are all alike beyond tau={tau}, or none" + (
+        "" if center else "; center=true may tell them apart"
+    )
 
 
 def cut_images(
@@ -53,15 +61,22 @@ def cut_images(
     size: int,
     feature: str,
     stages: int,
+    center: bool,
     corners: bool = True,
 ) -> Iterator[Cut]:
-    """Every image as soon as it is cut; without masks where it is damaged."""
+    """Every image as soon as it is cut; without masks where it is damaged.
+
+    `center` takes the mean of an image's patches off them first. Where it is most of every patch, as in small networks,
+    it makes all of them alike.
+    """
     backbone = subject.backbone
     batches = resized_batches(subject.store, images, rows, size, backbone.patch_size, "lanczos")
     with subject.store.progress(f"cuts of {images.name}", len(rows)) as bar:
         for pixels, kept, damaged in batches:
             if kept:
                 features = dense_features(subject.store, backbone, pixels, feature).permute(0, 3, 1, 2)
+                if center:
+                    features = features - features.mean(dim=(2, 3), keepdim=True)
                 masks = maskcut_batch(features, tau=tau, stages=stages, corners=corners)
                 yield from map(Cut, kept, pixels.permute(0, 2, 3, 1).numpy(), masks)
             yield from map(Cut, damaged)

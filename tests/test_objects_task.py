@@ -172,8 +172,25 @@ def test_equal_features_and_no_detection_at_all_score_zero(root, run, tmp_path, 
     monkeypatch.setattr("evaluate.cuts.dense_features", lambda *a, **k: torch.ones(len(a[2]), 8, 8, 4))
     result = Objects(**SETTINGS).run(subject(run, squares(root), tmp_path))
     assert json.loads(result.files["detections.json"]) == [] and result.scores["box_ap50"].value == 0
-    assert "6 images without: all of their patches are alike" in result.notes[1]
-    assert CorLoc(size=64).run(subject(run, squares(root), tmp_path)).scores["corloc"].value == 0
+    assert "6 images without: their patches are all alike" in result.notes[1] and "center=true" in result.notes[1]
+    result = CorLoc(size=64).run(subject(run, squares(root), tmp_path))
+    assert result.scores["corloc"].value == 0 and "images without a box: their patches are all alike" in result.notes[0]
+
+
+def test_centred_patches_are_cut_where_what_they_share_would_join_them_all(root, run, tmp_path, monkeypatch):
+    def features(store: Any, backbone: Any, pixels: Any, kind: str) -> torch.Tensor:
+        half = torch.zeros(len(pixels), 8, 8, 4)
+        half[:, 2:6, 2:6, 0] = 1.0
+        return half + torch.tensor([0.0, 50.0, 0.0, 0.0])  # nearly the same vector everywhere
+
+    monkeypatch.setattr("evaluate.cuts.dense_features", features)
+    given = subject(run, squares(root), tmp_path)
+    plain, centred = (Objects(**SETTINGS, center=center) for center in (False, True))
+    assert json.loads(plain.run(given).files["detections.json"]) == []
+    found = json.loads(centred.run(given).files["detections.json"])
+    assert len({one["image_id"] for one in found}) == 6
+    assert plain.protocol(given) != centred.protocol(given) and "center" not in plain.protocol(given)
+    assert CorLoc(size=64, center=True).cut(given, [0])["0"] != [0, 0, 0, 0]
 
 
 def test_without_annotations_the_score_is_undefined_and_the_masks_are_there(root, run, tmp_path, monkeypatch):

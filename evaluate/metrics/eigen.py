@@ -11,11 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-BREAKDOWN = 1e-12  # a Lanczos step shorter than this (M has norm 1) has found an invariant subspace
+from evaluate.metrics.bit_graph import BREAKDOWN
+
+TOLERANCE = 1e-6  # angle between the found and the true vector
+MOST_STEPS = 128
 
 
 def second_smallest_eigenvectors(
-    product: Callable[[Tensor], Tensor], degrees: Tensor, *, tolerance: float = 1e-6, max_steps: int = 128
+    product: Callable[[Tensor], Tensor], degrees: Tensor, *, tolerance: float = TOLERANCE, max_steps: int = MOST_STEPS
 ) -> tuple[Tensor, Tensor]:
     """Generalised eigenvectors of (D - A) v = lambda D v that belong to the second smallest eigenvalue.
 

@@ -10,16 +10,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
+import numba
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluate.metrics.bit_graph import adjacency, neighbour_sums
+from evaluate.metrics.bit_graph import adjacency, neighbour_sums, second_vector
 from evaluate.metrics.coco import encode_mask
 from evaluate.metrics.cosine import full_precision_product, unit_rows
 from evaluate.metrics.dense_crf import DenseCRF
-from evaluate.metrics.eigen import second_smallest_eigenvectors
+from evaluate.metrics.eigen import MOST_STEPS, TOLERANCE, second_smallest_eigenvectors
 from evaluate.metrics.masks import fill_holes, nearest_resize, tight_box
 
 TIE = 1e-6  # entries this close to the largest one, relative to it, count as equal
@@ -67,12 +68,14 @@ def maskcut_batch(features: Tensor, *, tau: float, eps: float = 1e-5, stages: in
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Products with vectors this short lose more to the pool of threads than they gain."""
-    before = torch.get_num_threads()
+    before, kernels = torch.get_num_threads(), numba.get_num_threads()
     torch.set_num_threads(1)
+    numba.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        numba.set_num_threads(kernels)
 
 
 def masks_to_detections(
@@ -164,6 +167,12 @@ def _second_vectors(graphs: Tensor, live: Tensor, active: Tensor, eps: float) ->
     """Second eigenvectors (len(active), n) of the graphs whose patches out of `live` are joined by eps alone."""
     if len(active) < len(graphs):
         graphs, live = graphs[active], live[active]
+    if graphs.dtype == torch.uint8:  # packed bits, on the CPU
+        found = [
+            second_vector(g, v, eps, TOLERANCE, MOST_STEPS) for g, v in zip(graphs.numpy(), live.numpy(), strict=True)
+        ]
+        if all(done for _, done in found):
+            return torch.from_numpy(np.stack([vector for vector, _ in found]))
     kept = live[..., None]
 
     def product(x: Tensor) -> Tensor:  # A = eps everywhere, 1 where two live patches are joined

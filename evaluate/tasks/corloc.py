@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from evaluate.cuts import check_cuts, cut_images, cut_protocol
+from evaluate.cuts import alike, check_cuts, cut_images, cut_protocol
 from evaluate.metrics.masks import nearest_resize, tight_box
 from evaluate.overlay import Tile, outline, sheet
 from evaluate.partial import Partial
@@ -25,15 +25,17 @@ COLUMNS = 6
 class CorLoc(Task):
     """Share of images in which the one box found overlaps some annotated object with an IoU of 0.5 or more.
 
-    tau, size, feature and pictures as in `objects`; the method's own tau is 0.2. Images without an object are left out.
-    The image is resized to a square, where the paper keeps its size.
+    tau, size, feature, center and pictures as in `objects`; the method's own tau is 0.2. Images without an object are
+    left out. The image is resized to a square, where the paper keeps its size.
     """
 
     name = "corloc"
 
-    def __init__(self, tau: float = 0.2, size: int = 480, feature: str = "keys", pictures: int = 18):
+    def __init__(
+        self, tau: float = 0.2, size: int = 480, feature: str = "keys", center: bool = False, pictures: int = 18
+    ):
         check_cuts(tau, size, feature)
-        self.tau, self.size, self.feature, self.pictures = tau, size, feature, pictures
+        self.tau, self.size, self.feature, self.center, self.pictures = tau, size, feature, center, pictures
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -46,7 +48,7 @@ class CorLoc(Task):
 
     def protocol(self, subject: Subject) -> dict[str, Any]:
         """Input, graph and the overlap that counts."""
-        shared = cut_protocol(subject, self.tau, self.size, self.feature)
+        shared = cut_protocol(subject, self.tau, self.size, self.feature, self.center)
         return shared | {"method": "TokenCut", "features": self.feature, "iou": OVERLAP, "images": "with an object"}
 
     def check(self, subject: Subject) -> None:
@@ -74,7 +76,7 @@ class CorLoc(Task):
         settings = self.protocol(subject) | {"data": data.fingerprint}
         kept = Partial(subject.store, subject.backbone, self.name, settings, data.name)
         todo = [row for row in rows if str(row) not in kept]
-        for cut in cut_images(subject, data, todo, self.tau, self.size, self.feature, 1, corners=False):
+        for cut in cut_images(subject, data, todo, self.tau, self.size, self.feature, 1, self.center, corners=False):
             box = None if cut.masks is None else found_box(cut.masks[0], cut.size, data.size(cut.row))
             kept.add(str(cut.row), box)
         return kept
@@ -89,7 +91,9 @@ class CorLoc(Task):
         outcomes = {"sample_id": np.array([data.paths[row] for row in rows]), "correct": correct, "best_iou": best}
         skipped = {"images": len(wanted) - len(rows), "images without an object": len(data) - len(wanted)}
         files = {"boxes.png": overlays(data, kept, rows, self.pictures)} if self.pictures and rows else {}
-        return Result({"corloc": accuracy(correct, "image")}, outcomes, skipped, files=files)
+        empty = sum(not any(kept[str(row)]) for row in rows)
+        notes = [f"{empty} images without a box: {alike(self.tau, self.center)}"] if empty else []
+        return Result({"corloc": accuracy(correct, "image")}, outcomes, skipped, notes, files)
 
 
 def found_box(grid: Tensor, side: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:

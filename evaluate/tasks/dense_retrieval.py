@@ -43,7 +43,8 @@ class DenseRetrieval(Task):
     beta: as in `transfer_labels`; epochs: passes over the training images, each with fresh crops unless `augment` is
     false. Slips of the public code, off by default: `std_slip` normalises blue with 0.255 (where the backbone has
     ImageNet's normalisation), `hungarian` renames predicted classes as if they were clusters, `empty_as_zero` counts
-    classes that occur nowhere as 0. A record keeps the mIoU of single images; the interval resamples images.
+    classes that occur nowhere as 0. test: the split that is labelled. A record keeps the mIoU of single images; the
+    interval resamples images.
     """
 
     name = "dense_retrieval"
@@ -59,6 +60,7 @@ class DenseRetrieval(Task):
         std_slip: bool = False,
         hungarian: bool = False,
         empty_as_zero: bool = False,
+        test: str = "masks_test",
         pictures: int = 12,
     ):
         if min(size, memory_size, k, epochs) < 1 or beta <= 0 or pictures < 0:
@@ -68,12 +70,13 @@ class DenseRetrieval(Task):
             )
         self.size, self.memory_size, self.k, self.beta, self.epochs = size, memory_size, k, beta, epochs
         self.augment, self.std_slip, self.pictures = augment, std_slip, pictures
+        self.test_split = test
         self.rules = {"hungarian": hungarian, "empty_as_zero": empty_as_zero}
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Images of the memory, images to be labelled."""
-        return "masks_train", "masks_test"
+        return "masks_train", self.test_split
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -119,7 +122,7 @@ class DenseRetrieval(Task):
 
     def run(self, subject: Subject) -> Result:
         """Fill the memory, label the test images, and score."""
-        test: Any = subject.data.split("masks_test")
+        test: Any = subject.data.split(self.test_split)
         memory, labels, left_out = self.fill(subject)
         if len(memory) < self.k:
             raise ValueError(f"k={self.k} exceeds the {len(memory)} patches of the memory; give a smaller k")
@@ -190,7 +193,7 @@ class DenseRetrieval(Task):
 
         Each search reads the whole memory, so many images share one.
         """
-        test: Any = subject.data.split("masks_test")
+        test: Any = subject.data.split(self.test_split)
         waiting: list[tuple[int, Tensor, Tensor, Tensor]] = []
         with subject.store.progress(f"labels of {test.name}", len(test)) as bar:
             for pixels, masks, rows, bad in masked_batches(subject.store, test, self.side(subject)):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.cuts import Cut, check_cuts, cut_images, cut_protocol
+from evaluate.cuts import Cut, alike, check_cuts, cut_images, cut_protocol
 from evaluate.metrics.coco import decode_mask
 from evaluate.metrics.coco_bootstrap import Matches, agnostic_matches, by_image, interval
 from evaluate.metrics.graph_cut import maskcut, maskcut_batch, masks_to_detections, refined_detections
@@ -33,9 +33,10 @@ class Objects(Task):
     """COCO AP of the masks and boxes that MaskCut finds, all categories merged into one.
 
     tau: cosine above which two patches are joined; stages: masks an image, at most; size: side of the square input in
-    pixels; feature: "keys" of the last attention or "patches"; crf: whether a dense CRF draws the masks to the edges of
-    the image, as published; pictures: images on the overlay sheet. MaskCut has no scores: stage t counts 1/t. A record
-    keeps AP of single images and, for paired tests of the AP of the whole set, what each detection matched.
+    pixels; feature: "keys" of the last attention or "patches"; center: whether the mean of an image's patches is taken
+    off them first; crf: whether a dense CRF draws the masks to the edges of the image, as published; pictures: images
+    on the overlay sheet. MaskCut has no scores: stage t counts 1/t. A record keeps AP of single images and, for paired
+    tests of the AP of the whole set, what each detection matched.
     """
 
     name = "objects"
@@ -46,6 +47,7 @@ class Objects(Task):
         stages: int = 3,
         size: int = 480,
         feature: str = "keys",
+        center: bool = False,
         crf: bool = False,
         pictures: int = 18,
     ):
@@ -53,7 +55,7 @@ class Objects(Task):
         if stages < 1 or pictures < 0:
             raise ValueError(f"stages={stages} must be at least 1 and pictures={pictures} not negative")
         self.tau, self.stages, self.size, self.feature = tau, stages, size, feature
-        self.crf, self.pictures = crf, pictures
+        self.center, self.crf, self.pictures = center, crf, pictures
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ class Objects(Task):
 
     def protocol(self, subject: Subject) -> dict[str, Any]:
         """Input, graph, masks and the rules of the metric."""
-        shared = cut_protocol(subject, self.tau, self.size, self.feature)
+        shared = cut_protocol(subject, self.tau, self.size, self.feature, self.center)
         shared |= {"method": "MaskCut", "stages": self.stages, "crf": self.crf, "fill_holes": True, "scores": "1/stage"}
         return shared | {"ap": "COCO, class-agnostic, 100 detections", "features": self.feature}
 
@@ -84,7 +86,7 @@ class Objects(Task):
         settings = self.protocol(subject) | {"data": data.fingerprint}
         kept = Partial(subject.store, subject.backbone, self.name, settings, data.name)
         todo = [row for row in rows if str(row) not in kept]
-        for cut in cut_images(subject, data, todo, self.tau, self.size, self.feature, self.stages):
+        for cut in cut_images(subject, data, todo, self.tau, self.size, self.feature, self.stages, self.center):
             kept.add(str(cut.row), None if cut.masks is None else self.detections(cut, data))
         return kept
 
@@ -121,7 +123,7 @@ class Objects(Task):
         outcomes["detections"] = count
         notes = [f"{count.sum() / max(len(rows), 1):.2f} objects found an image"]
         if empty := int((count == 0).sum()):
-            notes.append(f"{empty} images without: all of their patches are alike beyond tau={self.tau}, or none")
+            notes.append(f"{empty} images without: {alike(self.tau, self.center)}")
         files = {"detections.json": json.dumps(found).encode()}
         if self.pictures and rows:
             files["masks.png"] = overlays(data, kept, rows, self.pictures)
