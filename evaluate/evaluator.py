@@ -210,7 +210,9 @@ class Evaluator:
 
     def recorded(self, record: Record) -> list[Record]:
         """The records of the same weights, task, data and protocol, without those that are to be computed again."""
-        key = {"weights_digest": record.checkpoint["weights_digest"], "fingerprint": record.fingerprint}
+        about = record.checkpoint
+        key = {"weights_digest": about["weights_digest"], "label": about.get("label", "")}
+        key["fingerprint"] = record.fingerprint
         found = records.find(self.root, task=record.task, dataset=record.dataset, **key)
         return [old for old in found if old.path and self.outdated.get(str(old.path)) != written_at(old.path)]
 

@@ -158,8 +158,13 @@ def _hash(choices: Mapping) -> str:
 
 
 def checkpoint_key(checkpoint: Mapping) -> str:
-    """Short identity of the weights: hash of their digest, or of the name if they could not be read."""
+    """Short identity of the weights: hash of their digest, or of the name if they could not be read.
+
+    A label is part of it: IMSVD and MUSIC, whose loss is inferred to be the same, end with the same weights, and what
+    must be said of the one need not be said of the other.
+    """
     identity = checkpoint.get("weights_digest") or "name:" + checkpoint["name"]
+    identity += f" {checkpoint['label']}" if checkpoint.get("label") else ""
     return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
@@ -351,12 +356,16 @@ def find(
     root: str | Path,
     *,
     weights_digest: str | None = None,
+    label: str = "",
     task: str | None = None,
     dataset: str | None = None,
     fingerprint: str | None = None,
 ) -> list[Record]:
-    """The records that have all the given properties; a damaged file counts as absent, with a warning."""
-    key = checkpoint_key({"weights_digest": weights_digest}) if weights_digest else "*"
+    """The records that have all the given properties; a damaged file counts as absent, with a warning.
+
+    label: of the checkpoint that `weights_digest` names.
+    """
+    key = checkpoint_key({"weights_digest": weights_digest, "label": label}) if weights_digest else "*"
     parts = (slug(part) if part else "*" for part in (task, dataset))
     pattern = f"*-{key}/{'--'.join(parts)}--{fingerprint or '*'}.json" if weights_digest else "*/*.json"
     wanted = {"task": task, "dataset": dataset, "fingerprint": fingerprint}

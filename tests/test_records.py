@@ -303,6 +303,18 @@ def test_what_cannot_be_stored_is_named(tmp_path, changes, words):
     assert list(tmp_path.rglob("*.json")) == []
 
 
+def test_weights_with_a_label_are_a_row_of_their_own(tmp_path):
+    labelled = record(checkpoint=checkpoint("music-s0", label="inferred", weights_digest="w" * 8))
+    for each in (record(checkpoint=checkpoint("imsvd-s0", weights_digest="w" * 8)), labelled):
+        write(tmp_path, each)
+    assert {r.checkpoint["name"] for r in read_all(tmp_path)} == {"imsvd-s0", "music-s0"}
+    for label, name in (("", "imsvd-s0"), ("inferred", "music-s0")):
+        [found] = find(tmp_path, weights_digest="w" * 8, label=label)
+        assert found.checkpoint["name"] == name
+    write(tmp_path, record(checkpoint=checkpoint("renamed", weights_digest="w" * 8)))
+    assert {r.checkpoint["name"] for r in read_all(tmp_path)} == {"renamed", "music-s0"}
+
+
 def test_find_combines_properties(tmp_path):
     kept = [record(), record("dino-s0"), record(dataset="food101"), record(protocol={"k": 10})]
     for each in kept:
