@@ -95,8 +95,12 @@ GENERATED |= {"importer": importer}
 
 
 def readme(title: str) -> str:
-    """A section of README.md with its heading; nothing where there is none. Links into the repository become names."""
-    found = re.search(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+    """A section of README.md with its heading; nothing where there is none.
+
+    Links into the repository become names; the marks around generated tables are left out.
+    """
+    text = re.sub(r"^<!-- .* -->\n", "", (ROOT / "README.md").read_text("utf-8"), flags=re.M)
+    found = re.search(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", text, re.M | re.S)
     return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]+\)", r"`\1`", found[0]).rstrip() if found else ""
 
 
