@@ -133,7 +133,8 @@ def _frame_scores(truth: np.ndarray, prediction: np.ndarray, objects: int) -> tu
     edges = boundaries(truth, objects), boundaries(prediction, objects)
     sizes = [np.bincount(edge[:, 0], minlength=objects + 1)[1:] for edge in edges]
     radius = contour_tolerance(*truth.shape)
-    near = [confirmed(one, other, objects, *truth.shape, radius)[1:] for one, other in (edges, edges[::-1])]
+    height, width = truth.shape
+    near = [confirmed(one, other, objects, height, width, radius)[1:] for one, other in (edges, edges[::-1])]
     recall, precision = (count / np.maximum(size, 1) for count, size in zip(near, sizes, strict=True))
     total = precision + recall
     f = np.where(total > 0, 2 * precision * recall / np.where(total > 0, total, 1), 0.0)
