@@ -61,12 +61,12 @@ def test_a_user_gets_a_table_and_the_second_time_nothing_to_do(place, images, mo
     for word in (
         f"[1/{total}, about ",
         " left] mine: knn on folder",
-        f"[{total}/{total}] ",
         "pixels:16px",
         "untrained:vit-16x2p8-16px",
         "linear_cached",
     ):
         assert word in first.stdout
+    assert not tasks or f"[{total}/{total}] " in first.stdout  # the last item of the whole suite is one that is skipped
     assert {path.name for path in (place / "results").glob("leaderboard.*")} >= {"leaderboard.md", "leaderboard.html"}
     assert {path.name for path in place.iterdir()} == {"runs", "results", ".cache"}, "something was littered"
     before = {path: path.stat().st_mtime_ns for path in (place / "results" / "records").rglob("*.npz")}
