@@ -123,7 +123,7 @@ def _assigner(positive: float, negative: float, least: float, low_quality: bool)
 def _drawn(channels: int) -> dict[str, Any]:
     """Initial convolutions of a head: the usual deviation of 0.01 at 256 channels, the same gain at any other width.
 
-    With 0.01 at 32 channels four layers would pass on a fifty-thousandth of what tells one place from another.
+    With 0.01 at 32 channels four layers would pass on a five-thousandth of what tells one place from another.
     """
     return {"type": "Normal", "layer": "Conv2d", "std": 0.01 * (256 / channels) ** 0.5}
 
