@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from faster_coco_eval import COCOeval_faster
+from numba import njit
 
 from evaluate.metrics.coco import STAT_NAMES, Annotation, Truth, _evaluate, _read_detections, _read_truth
 from evaluate.metrics.interpolated import IOUS, interpolated_ap
 from evaluate.metrics.statistics import expanded_percentiles
 
 RESAMPLES = 1000
+LEAST = np.minimum(IOUS, 1 - 1e-10)  # an IoU of 1 may come out a rounding below it
 CLASS_RESAMPLES = 300  # each class is ranked again in every one
 
 
@@ -86,47 +89,59 @@ def agnostic_matches(truth_json: Truth, detections: list[Annotation], *, iou_typ
     All sizes of objects, at most 100 detections an image.
     """
     truth = _read_truth(truth_json, iou_type, True)
-    ids = np.array(sorted(image["id"] for image in truth["images"]))
-    evaluator = _evaluate(truth, _read_detections(truth, detections, iou_type, True), iou_type)
+    found = _read_detections(truth, detections, iou_type, True)
+    evaluator = _evaluate(truth, found, iou_type)
     evaluator.summarize()
-    objects = np.zeros(len(ids), np.int64)
-    place = {image: i for i, image in enumerate(ids.tolist())}
-    for annotation in truth["annotations"]:
-        if annotation["image_id"] in place and not annotation["iscrowd"]:
-            objects[place[annotation["image_id"]]] += 1
-    images, scores, parts = [], [], []
-    for image, i in place.items() if detections else ():
-        found = evaluator.dt_dataset.get_instances([image], [1], True)[0][0]
-        if not found:
-            continue
-        values = np.array([item["score"] for item in found])
-        order = np.argsort(-values, kind="stable")[: evaluator.params.maxDets[-1]]
-        crowd = np.array([item["iscrowd"] for item in evaluator.gt_dataset.get_instances([image], [1], True)[0][0]])
-        overlap = np.asarray(evaluator.ious[image, 1], np.float64).reshape(len(order), len(crowd))
-        images += [i] * len(order)
-        scores.append(values[order])
-        parts.append(_match(overlap, crowd.astype(bool)))
-    hits, counted = (
-        np.concatenate([p[k] for p in parts], axis=1) if parts else np.zeros((10, 0), bool) for k in (0, 1)
-    )
-    every = np.concatenate([*scores, np.zeros(0)])
-    ranked = np.argsort(-every, kind="stable")
-    summary = np.array(evaluator.stats[:12], np.float64)
-    ranked_images = np.array(images, np.int64)[ranked]
-    return Matches(ids, ranked_images, hits[:, ranked], counted[:, ranked], objects, summary, every[ranked])
+    [matches] = _matches(truth, found, evaluator, [1])
+    return replace(matches, stats=np.array(evaluator.stats[:12], np.float64))
 
 
 def class_matches(truth_json: Truth, detections: list[Annotation], *, iou_type: str) -> list[Matches]:
-    """The matches of every class that has objects; arguments and errors as `evaluate.metrics.coco_ap`."""
+    """The matches of every class that has objects, without summary numbers; arguments and errors as
+    `evaluate.metrics.coco_ap`.
+    """
     truth = _read_truth(truth_json, iou_type, False)
     found = _read_detections(truth, detections, iou_type, False)
     annotated = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
-    by_class = []
-    for category in (c["id"] for c in truth["categories"] if c["id"] in annotated):
-        own = truth | {"annotations": [a for a in truth["annotations"] if a["category_id"] == category]}
-        mine = [detection for detection in found if detection["category_id"] == category]
-        by_class.append(agnostic_matches(own, mine, iou_type=iou_type))
-    return by_class
+    classes = [c["id"] for c in truth["categories"] if c["id"] in annotated]
+    return _matches(truth, found, _evaluate(truth, found, iou_type), classes) if classes else []
+
+
+def _matches(
+    truth: dict, found: list[Annotation], evaluator: COCOeval_faster, classes: Sequence[int]
+) -> list[Matches]:
+    """The matches of categories, from an evaluator that has run."""
+    ids = np.array(sorted(image["id"] for image in truth["images"]))
+    place = {image: i for i, image in enumerate(ids.tolist())}
+    crowds, confidence = _grouped(truth["annotations"], "iscrowd"), _grouped(found, "score")
+    result = []
+    for category in classes:
+        objects = np.zeros(len(ids), np.int64)
+        for image, flags in crowds.get(category, {}).items():
+            if image in place:
+                objects[place[image]] = flags.count(0)
+        images, scores, parts = [], [np.zeros(0)], [np.zeros((2, len(IOUS), 0), bool)]
+        for image in sorted(confidence.get(category, ())):
+            ranked = -np.sort(-np.array(confidence[category][image]))[: evaluator.params.maxDets[-1]]
+            crowd = np.array(crowds.get(category, {}).get(image, ()), bool)
+            overlap = np.asarray(evaluator.ious[image, category], np.float64).reshape(len(ranked), len(crowd))
+            images += [place[image]] * len(ranked)
+            scores.append(ranked)
+            parts.append(match(overlap, crowd, LEAST))
+        every, (hits, counted) = np.concatenate(scores), np.concatenate(parts, axis=2)
+        order = np.argsort(-every, kind="stable")
+        positions = np.array(images, np.int64)[order]
+        none = np.full(len(STAT_NAMES), -1.0)
+        result.append(Matches(ids, positions, hits[:, order], counted[:, order], objects, none, every[order]))
+    return result
+
+
+def _grouped(items: Sequence[Annotation], key: str) -> dict[int, dict[int, list]]:
+    """A value of every item by category and image, in their order."""
+    groups: dict[int, dict[int, list]] = {}
+    for item in items:
+        groups.setdefault(item["category_id"], {}).setdefault(item["image_id"], []).append(item[key])
+    return groups
 
 
 def class_intervals(classes: Sequence[Matches]) -> tuple[np.ndarray, list[tuple[float | None, float | None]]]:
@@ -165,21 +180,26 @@ def by_image(classes: Sequence[Matches]) -> dict[str, np.ndarray]:
     return {"ap_matches": kept, "ap_objects": np.column_stack([matches.objects for matches in classes])}
 
 
-def _match(overlap: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy matching of one image: which detections hit an object, and which count, by IoU; two (10, D) boolean.
+@njit(cache=True)
+def match(overlap, crowd, least):
+    """Greedy matching of one image: which detections hit an object, and which count, by IoU; (2, T, D) boolean.
 
-    overlap (D, G), detections by falling score. A detection takes the free object that it overlaps most (the last of
-    equals), a crowd only where there is none; a crowd may be taken by many.
+    overlap (D, G), detections by falling score; crowd (G,) boolean; least (T,) IoU. A detection takes the free object
+    that it overlaps most (the last of equals), a crowd only where there is none; a crowd may be taken by many.
     """
-    hits, counted = np.zeros((len(IOUS), len(overlap)), bool), np.ones((len(IOUS), len(overlap)), bool)
-    single, crowds = np.flatnonzero(~crowd), np.flatnonzero(crowd)
-    for t, least in enumerate(np.minimum(IOUS, 1 - 1e-10)):
-        free = np.ones(len(single), bool)
-        for d, row in enumerate(overlap):
-            near = np.where(free & (row[single] >= least), row[single], -1.0)
-            if near.size and near.max() >= least:
-                best = len(near) - 1 - int(np.argmax(near[::-1]))
-                free[best], hits[t, d] = False, True
-            elif (row[crowds] >= least).any():
-                counted[t, d] = False
-    return hits, counted
+    found, objects = overlap.shape
+    result = np.zeros((2, len(least), found), np.bool_)
+    for t in range(len(least)):
+        free = ~crowd
+        for d in range(found):
+            best, most, crowded = -1, least[t], False
+            for g in range(objects):
+                if overlap[d, g] >= most:
+                    if free[g]:
+                        best, most = g, overlap[d, g]
+                    crowded |= crowd[g]
+            if best >= 0:
+                free[best] = False
+            result[0, t, d] = best >= 0
+            result[1, t, d] = best >= 0 or not crowded
+    return result

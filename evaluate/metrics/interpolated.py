@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -16,13 +17,31 @@ def interpolated_ap(weights: np.ndarray, hits: np.ndarray, counted: np.ndarray, 
     """
     if objects == 0:
         return np.full(len(hits), np.nan)
-    each = weights * counted
-    found, wrong = np.cumsum(each * hits, axis=1), np.cumsum(each * ~hits, axis=1)
-    precision = found / np.maximum(found + wrong, np.spacing(1))
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    return np.array([_at_recalls(f / objects, p) for f, p in zip(found, precision, strict=True)])
+    parts = (np.ascontiguousarray(part) for part in (weights, hits, counted))
+    return mean_precision(*parts, objects, RECALLS)
 
 
-def _at_recalls(recall: np.ndarray, precision: np.ndarray) -> float:
-    place = np.searchsorted(recall, RECALLS, side="left")
-    return float(np.append(precision, 0.0)[place].mean())  # 0 where a recall is not reached
+@njit(cache=True)
+def mean_precision(weights, hits, counted, objects, recalls):
+    """`interpolated_ap` of contiguous arrays and at least one object; recalls ascending."""
+    detections = len(weights)
+    found, precision = np.empty(detections + 1), np.empty(detections + 1)
+    result = np.empty(len(hits))
+    for t in range(len(hits)):
+        right = wrong = found[0] = 0.0
+        for d in range(detections):
+            each = weights[d] * counted[t, d]
+            right += each * hits[t, d]
+            wrong += each - each * hits[t, d]
+            found[d + 1] = right
+            precision[d + 1] = right / (right + wrong) if right else 0.0
+        at, best, total = len(recalls) - 1, 0.0, 0.0
+        while at >= 0 and found[detections] / objects < recalls[at]:  # not reached: precision 0
+            at -= 1
+        for d in range(detections, 0, -1):
+            best = max(best, precision[d])
+            while at >= 0 and (d == 1 or found[d - 1] / objects < recalls[at]):
+                total += best
+                at -= 1
+        result[t] = total / len(recalls)
+    return result
