@@ -163,15 +163,18 @@ def test_a_torch_that_is_too_new_for_compiled_operators_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "cuda, toolkit, gpu, says",
+    "cuda, toolkit, named, gpu, says",
     [
-        (None, "13.0", False, "has no CUDA"),
-        ("13.0", "", False, "CUDA_HOME"),
-        ("13.0", "12.4", False, "CUDA 12.4, torch 13.0"),
-        ("13.0", "13.1", True, "CPU and GPU"),
+        (None, "13.0", "", False, "has no CUDA"),
+        ("13.0", "", "9.0", False, "CUDA_HOME"),
+        ("13.0", "12.4", "9.0", False, "CUDA 12.4, torch 13.0"),
+        ("13.0", "13.1", "", False, "no GPU here; set TORCH_CUDA_ARCH_LIST"),
+        ("13.0", "13.1", "9.0", True, "CPU and GPU"),
     ],
 )
-def test_operators_for_a_gpu_need_the_toolkit_of_torch(monkeypatch, cuda, toolkit, gpu, says):
+def test_operators_for_a_gpu_need_the_toolkit_of_torch_and_a_gpu(monkeypatch, cuda, toolkit, named, gpu, says):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", named)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(build, "cuda_toolkit", lambda: toolkit)
     found, words = build.for_gpu()

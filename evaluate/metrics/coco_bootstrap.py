@@ -107,9 +107,7 @@ def class_matches(truth_json: Truth, detections: list[Annotation], *, iou_type: 
     return _matches(truth, found, _evaluate(truth, found, iou_type), classes) if classes else []
 
 
-def _matches(
-    truth: dict, found: list[Annotation], evaluator: COCOeval_faster, classes: Sequence[int]
-) -> list[Matches]:
+def _matches(truth: dict, found: list[Annotation], evaluator: COCOeval_faster, classes: Sequence[int]) -> list[Matches]:
     """The matches of categories, from an evaluator that has run."""
     ids = np.array(sorted(image["id"] for image in truth["images"]))
     place = {image: i for i, image in enumerate(ids.tolist())}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,11 @@ def for_gpu() -> tuple[bool, str]:
         return False, f"for the CPU: no CUDA toolkit found; set CUDA_HOME to one of version {wanted} for a GPU"
     if toolkit.split(".")[0] != wanted.split(".")[0]:
         return False, f"for the CPU: the toolkit found has CUDA {toolkit}, torch {wanted}; set CUDA_HOME to the latter"
+    if not (torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST")):
+        return (
+            False,
+            "for the CPU: no GPU here; set TORCH_CUDA_ARCH_LIST=9.0, or what yours has, to build for one elsewhere",
+        )
     return True, f"for CPU and GPU, with CUDA {toolkit}"
 
 
@@ -75,11 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu, words = for_gpu()
     place = Path(".cache/wheels") / f"torch-{torch.__version__}{'-gpu' if gpu else ''}"
     kept = sorted(place.glob("onedl_mmcv-*.whl"))
-    print(f"{kept[0]} is there" if kept else f"building mmcv's operators {words}: some minutes", flush=True)
+    print(f"{kept[0]} is there" if kept else f"building mmcv's operators, some minutes, {words}", flush=True)
     steps = [] if kept else commands(place, gpu)
     for command, environment in steps:
         if options.dry_run:
-            print(" ".join([*(f"{key}={value}" for key, value in environment.items()), *command]))
+            print(*(f"{key}={value}" for key, value in environment.items()), shlex.join(command))
         elif code := subprocess.run(command, env=os.environ | environment).returncode:
             print(
                 "mmcv's operators could not be built, see above; all works without them but what needs them",

@@ -102,7 +102,7 @@ class CocoInstances(InstanceData):
         layout = f"annotations/ with {file}, and {place}/<file_name>"
         source = locate(root, folder, layout, file.partition("/")[0])
         if source.size(file) == 0:
-            raise FileNotFoundError(f"no instances file {source.root}/{file}; expected {layout}")
+            raise FileNotFoundError(f"no instances file {source.root}/{file}, or an empty one; expected {layout}")
         require(source, place, layout)
         truth = read_instances(source.read(file), f"{source.root}/{file}")
         truth["images"] = sorted(truth["images"], key=lambda image: image["id"])
