@@ -56,7 +56,7 @@ def for_gpu() -> tuple[bool, str]:
     if not (torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST")):
         return (
             False,
-            "for the CPU: no GPU here; set TORCH_CUDA_ARCH_LIST=9.0, or what yours has, to build for one elsewhere",
+            "for the CPU: no GPU here; set TORCH_CUDA_ARCH_LIST, as 9.0, to build for one elsewhere",
         )
     return True, f"for CPU and GPU, with CUDA {toolkit}"
 
