@@ -65,6 +65,8 @@ class View:
             raise ValueError(f"unknown interpolation {self.interpolation!r}; use {', '.join(RESAMPLING)}")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"crop scale {tuple(self.scale)} must be 0 < low <= high")
+        for name in ("scale", "jitter", "blur_sigma"):  # as a configuration holds them, each look costs microseconds
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 def multi_crop(

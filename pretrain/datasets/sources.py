@@ -57,7 +57,8 @@ class Folder:
     def read(self, name: str) -> bytes:
         """Content of a file; raises ImageError naming the path when it is missing or unreadable."""
         try:
-            return (self.root / name).read_bytes()
+            with open(f"{self.root}/{name}", "rb", buffering=0) as file:
+                return file.read()
         except OSError as error:
             raise ImageError(f"cannot read {self.root / name}: {error.strerror}") from error
 
