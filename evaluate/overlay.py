@@ -86,7 +86,7 @@ def sheet(rows: Sequence[Sequence[Tile]], *, side: int = 200) -> bytes:
             pen.text((left, top + height + 1), caption[: side // LETTER], fill="black", font=font)
         top += height + LINE + GAP
     file = io.BytesIO()
-    canvas.save(file, format="PNG", optimize=True)
+    canvas.save(file, format="PNG")
     return file.getvalue()
 
 
@@ -109,5 +109,5 @@ def stacked(pictures: Sequence[bytes]) -> bytes:
         canvas.paste(picture, (0, top))
         top += picture.height
     file = io.BytesIO()
-    canvas.save(file, format="PNG", optimize=True)
+    canvas.save(file, format="PNG")
     return file.getvalue()
