@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tarfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pretrain.datasets import ImageError, ImageFolder, ImageList, Images, centre_view, decode
+from pretrain.datasets.base import listed, plainly_listed
 from pretrain.datasets.names import Names
 
 DATA = Path(os.environ.get("BITSBENCH_DATA", Path(__file__).resolve().parents[1] / "data"))
@@ -160,3 +162,31 @@ def test_cifar10_is_read_as_published() -> None:
         found = ImageFolder(DATA, split, folder="cifar10")
         assert len(found) == count and found.classes[0] == "airplane" and found.classes[-1] == "truck"
         assert np.bincount(found.labels).tolist() == [count // 10] * 10 and found.image(0).size == (32, 32)
+
+
+LINES = [
+    "a.jpg 3",
+    "b/c 12",
+    "d.png 007",
+    "e f.jpg 1",
+    "g.jpg  2",
+    "h.jpg\t4",
+    "ü.jpg 5",
+    "i.jpg 123456789012345678",
+    "j 1_0",
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_a_plain_list_is_read_at_once_as_line_by_line(end):
+    plain = 0
+    for first, second in itertools.product(LINES, repeat=2):
+        data = f"{first}\n{second}{end}".encode()
+        if (found := plainly_listed(data)) is None:
+            continue
+        plain += 1
+        paths, labels = listed(io.StringIO(data.decode()), "list.txt")
+        assert found[0] == paths and list(found[0]) == list(paths) and found[0][0:1] == paths[0:1]
+        np.testing.assert_array_equal(found[1], labels, strict=True)
+    assert plain == (0 if end == "\r\n" else 16)
+    assert plainly_listed(b"") is None and plainly_listed(b"a.jpg\n") is None and plainly_listed(b" 3\n") is None

@@ -97,10 +97,12 @@ class ImageData:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of all names, file sizes and labels, in order: equal sets have equal digests wherever they lie."""
-        digest = hashlib.sha256()
-        for i, path in enumerate(self.paths):
-            label = "" if self.labels is None else self.labels[i].tolist()
-            digest.update(f"{path}\0{self.source.size(path)}\0{label}\n".encode(errors="surrogateescape"))
+        digest, size = hashlib.sha256(), self.source.size
+        for start in range(0, len(self), 10_000):  # a million lines one at a time take twice as long
+            paths = self.paths[start : start + 10_000]
+            labels = [""] * len(paths) if self.labels is None else self.labels[start : start + 10_000].tolist()
+            lines = [f"{path}\0{size(path)}\0{label}\n" for path, label in zip(paths, labels, strict=True)]
+            digest.update("".join(lines).encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
 
@@ -230,12 +232,42 @@ class ImageList(ImageData):
             raise FileNotFoundError(
                 f"no list file {file}; expected lines `relative/path class` or `relative/path 0 1 ...`"
             )
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            paths, table = listed(lines, str(file))
+        found = plainly_listed(file.read_bytes())
+        if found is None:
+            with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
+                found = listed(lines, str(file))
+        paths, table = found
         labels = table[:, 0] if table.shape[1] == 1 else table
         count = classes or (int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1])
         name = name or source.root.name
         super().__init__(name, source, paths, labels, [str(i) for i in range(count)], skip_bad=skip_bad)
+
+
+def plainly_listed(data: bytes) -> tuple[Names, np.ndarray] | None:
+    """What `listed` makes of a list, twenty times as fast, where all of its lines are `path class`.
+
+    That is: ASCII without other blanks than one space a line, and a class of at most 18 digits. None otherwise.
+    """
+    text = np.frombuffer(data if data.endswith(b"\n") else data + b"\n", np.uint8)
+    ends = np.flatnonzero(text == ord("\n"))
+    spaces = np.flatnonzero(text == ord(" "))
+    if len(spaces) != len(ends) or text.max() > 126 or np.count_nonzero(text <= 32) != 2 * len(ends):
+        return None
+    starts = np.append(0, ends[:-1] + 1)
+    digits = ends - spaces - 1
+    if (starts >= spaces).any() or digits.min() < 1 or digits.max() > 18:
+        return None
+    labels = np.zeros((len(ends), 1), np.int64)
+    for place in range(int(digits.max())):
+        longer = digits > place
+        digit = text[spaces[longer] + 1 + place] - np.uint8(ord("0"))
+        if (digit > 9).any():
+            return None
+        labels[longer, 0] = labels[longer, 0] * 10 + digit
+    sign = np.zeros(len(text) + 1, np.int8)  # 1 where a name begins, -1 behind it
+    sign[starts], sign[spaces] = 1, -1
+    kept = np.cumsum(sign[:-1], dtype=np.int8).view(bool)
+    return Names.of_block(bytearray(text[kept]), np.append(0, np.cumsum(spaces - starts))), labels
 
 
 def listed(lines: Iterable[str], file: str) -> tuple[Names, np.ndarray]:

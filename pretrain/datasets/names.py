@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
@@ -28,6 +29,13 @@ class Names(Sequence[str]):
             ends.append(len(text))
         self._text, self._ends = text, np.frombuffer(ends, np.int64)
 
+    @classmethod
+    def of_block(cls, text: bytearray, ends: np.ndarray) -> Names:
+        """Names that stand one behind the other in `text`, `ends` (n + 1,) int64 from 0 to where the last one ends."""
+        names = cls.__new__(cls)
+        names._text, names._ends = text, ends
+        return names
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 
@@ -39,7 +47,11 @@ class Names(Sequence[str]):
 
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            rows = range(*index.indices(len(self)))
+            ends = self._ends[rows.start : rows.stop + 1].tolist() if rows.step == 1 else None
+            if ends is None:
+                return [self[i] for i in rows]
+            return [self._text[a:b].decode("utf-8", "surrogateescape") for a, b in pairwise(ends)]
         row = range(len(self))[index]
         return self._text[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
 
