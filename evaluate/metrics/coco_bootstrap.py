@@ -118,7 +118,9 @@ def _matches(truth: dict, found: list[Annotation], evaluator: COCOeval_faster, c
         for image, flags in crowds.get(category, {}).items():
             if image in place:
                 objects[place[image]] = flags.count(0)
-        images, scores, parts = [], [np.zeros(0)], [np.zeros((2, len(IOUS), 0), bool)]
+        images: list[int] = []
+        scores: list[np.ndarray] = [np.zeros(0)]
+        parts: list[np.ndarray] = [np.zeros((2, len(IOUS), 0), bool)]
         for image in sorted(confidence.get(category, ())):
             ranked = -np.sort(-np.array(confidence[category][image]))[: evaluator.params.maxDets[-1]]
             crowd = np.array(crowds.get(category, {}).get(image, ()), bool)

@@ -17,8 +17,8 @@ def interpolated_ap(weights: np.ndarray, hits: np.ndarray, counted: np.ndarray, 
     """
     if objects == 0:
         return np.full(len(hits), np.nan)
-    parts = (np.ascontiguousarray(part) for part in (weights, hits, counted))
-    return mean_precision(*parts, objects, RECALLS)
+    weights, hits, counted = (np.ascontiguousarray(part) for part in (weights, hits, counted))
+    return mean_precision(weights, hits, counted, objects, RECALLS)
 
 
 @njit(cache=True)
