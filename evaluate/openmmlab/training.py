@@ -203,7 +203,8 @@ class Training:
         group = dist.new_group(backend="nccl") if on_gpu else None
         if on_gpu:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model, group)
-        return DistributedDataParallel(self.model, process_group=group, find_unused_parameters=True, **options)
+        unused = not getattr(self.model.backbone, "frozen", False)  # a network may have parts that no head looks at
+        return DistributedDataParallel(self.model, process_group=group, find_unused_parameters=unused, **options)
 
     def loader(self) -> DataLoader:
         """This process's part of every batch that is left, decoded by processes of its own where there is a GPU."""
