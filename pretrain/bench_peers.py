@@ -40,7 +40,7 @@ def import_lightly() -> Any:
     try:
         import lightly
         import lightly.loss
-        import lightly.models.modules
+        import lightly.models.modules.heads
         import lightly.transforms
     except ImportError as error:
         raise ValueError(f"the peer to compare with is not installed: {INSTALL}") from error
@@ -124,6 +124,6 @@ def make_parts(lightly: Any, objective: str, dim: int, head: dict[str, Any]) -> 
     if objective == "barlow_twins":
         return modules.BarlowTwinsProjectionHead(dim, head["hidden"], head["out"]), losses.BarlowTwinsLoss()
     if objective == "vicreg":
-        made = modules.VICRegProjectionHead(dim, head["hidden"], head["out"], num_layers=head["layers"])
+        made = modules.heads.VICRegProjectionHead(dim, head["hidden"], head["out"], num_layers=head["layers"])
         return made, losses.VICRegLoss()
     raise ValueError(f"no peer for {objective}; choose objective={', '.join(PEERS)}")
