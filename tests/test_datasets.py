@@ -177,16 +177,18 @@ LINES = [
 ]
 
 
+@pytest.mark.parametrize("block", [1, 9, 1000])
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
-def test_a_plain_list_is_read_at_once_as_line_by_line(end):
+def test_a_plain_list_is_read_at_once_as_line_by_line(end, block):
     plain = 0
     for first, second in itertools.product(LINES, repeat=2):
         data = f"{first}\n{second}{end}".encode()
-        if (found := plainly_listed(data)) is None:
+        if (found := plainly_listed(io.BytesIO(data), block)) is None:
             continue
         plain += 1
         paths, labels = listed(io.StringIO(data.decode()), "list.txt")
         assert found[0] == paths and list(found[0]) == list(paths) and found[0][0:1] == paths[0:1]
         np.testing.assert_array_equal(found[1], labels, strict=True)
     assert plain == (0 if end == "\r\n" else 16)
-    assert plainly_listed(b"") is None and plainly_listed(b"a.jpg\n") is None and plainly_listed(b" 3\n") is None
+    for data in (b"", b"a.jpg\n", b" 3\n", b"a.jpg \n", b"\n"):
+        assert plainly_listed(io.BytesIO(data), block) is None
