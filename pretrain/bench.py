@@ -122,14 +122,14 @@ def bench(cfg: DictConfig, peers: bool = False, quick: bool = False, command: Se
     print(
         f"{run.info['objective']}, {backbone.spec['name']}, {len(views)} views of {views[0].shape[-1]} px, batch {size}"
     )
-    print(f"{'whole loop':<28}{size / loop:10.0f} images/s")
-    print(f"{'bare forward and backward':<28}{size / bare:10.0f} images/s")
+    print(f"{'whole loop':<28}{size / loop:10.1f} images/s")
+    print(f"{'bare forward and backward':<28}{size / bare:10.1f} images/s")
     print(f"{'bare networks reach':<28}{counter.get_total_flops() / bare / 1e9:10.1f} GFLOP/s")
     print(f"{'waiting for data':<28}{100 * min(waits):10.1f} % of a step")
     print(f"{'ratio':<28}{bare / loop:10.2f}   (best of {rounds} rounds of {steps} steps)")
     for other in others:
         name = f"{PEERS[run.info['objective']]}, whole loop"
-        print(f"{name:<28}{size / other:10.0f} images/s")
+        print(f"{name:<28}{size / other:10.1f} images/s")
         print(f"{'ours to theirs':<28}{other / loop:10.2f}")
     print(f"{'peak memory':<28}{memory:10.0f} MiB")
 
