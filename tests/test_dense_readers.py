@@ -425,7 +425,7 @@ def test_a_file_that_is_no_instances_file_is_named(tmp_path):
     text(tmp_path / "coco/annotations/instances_val2017.json", "{")
     with pytest.raises(ImageError, match="is no JSON"):
         CocoInstances(tmp_path, "val2017")
-    with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json; expected annotations/"):
+    with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json, or an empty one; expected annotations/"):
         CocoInstances(tmp_path, "train2017")
 
 

@@ -261,7 +261,7 @@ def test_empty_lists_of_polygons_are_no_masks(root, run, tmp_path):
 
 def test_an_empty_annotation_file_is_named(root):
     (root / "annotations" / "instances_val.json").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"instances_val\.json; expected annotations/"):
+    with pytest.raises(FileNotFoundError, match=r"instances_val\.json, or an empty one; expected annotations/"):
         CocoInstances(root, "val", folder="")
 
 

@@ -114,8 +114,10 @@ def test_lists_of_files_are_a_dataset_by_name(images, run, cache, tmp_path):
     for split, part in (("train", "train"), ("test", "val")):
         lines = [f"{images}/{part}/class{c}/{i:03d}.png {c}" for c in range(3) for i in range(6)]
         (tmp_path / f"{split}.txt").write_text("\n".join(lines))
-    result = Retrieval().run(subject(run, load_data("list", tmp_path), cache))
+    data = load_data("list", tmp_path)
+    result = Retrieval().run(subject(run, data, cache))
     assert result.scores["map"].n == 18
+    assert all(data.split("test").length(i) for i in range(18))  # sizes, which the fingerprint holds
 
 
 def test_a_cut_longer_than_the_database_says_so(images, run, cache):

@@ -57,7 +57,8 @@ class Folder:
     def read(self, name: str) -> bytes:
         """Content of a file; raises ImageError naming the path when it is missing or unreadable."""
         try:
-            with open(f"{self.root}/{name}", "rb", buffering=0) as file:
+            # a list may name a file from the root on
+            with open(os.path.join(self.root, name), "rb", buffering=0) as file:
                 return file.read()
         except OSError as error:
             raise ImageError(f"cannot read {self.root / name}: {error.strerror}") from error
@@ -65,7 +66,7 @@ class Folder:
     def size(self, name: str) -> int:
         """Bytes of a file (0 when it is missing)."""
         try:
-            return os.stat(f"{self.root}/{name}").st_size
+            return os.stat(os.path.join(self.root, name)).st_size
         except OSError:
             return 0
 
