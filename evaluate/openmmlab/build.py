@@ -54,10 +54,7 @@ def for_gpu() -> tuple[bool, str]:
     if toolkit.split(".")[0] != wanted.split(".")[0]:
         return False, f"for the CPU: the toolkit found has CUDA {toolkit}, torch {wanted}; set CUDA_HOME to the latter"
     if not (torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST")):
-        return (
-            False,
-            "for the CPU: no GPU here; set TORCH_CUDA_ARCH_LIST, as 9.0, to build for one elsewhere",
-        )
+        return False, "for the CPU: no GPU here; set TORCH_CUDA_ARCH_LIST, as 9.0, to build for one elsewhere"
     return True, f"for CPU and GPU, with CUDA {toolkit}"
 
 
@@ -81,7 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu, words = for_gpu()
     place = Path(".cache/wheels") / f"torch-{torch.__version__}{'-gpu' if gpu else ''}"
     kept = sorted(place.glob("onedl_mmcv-*.whl"))
-    print(f"{kept[0]} is there" if kept else f"building mmcv's operators, some minutes, {words}", flush=True)
+    print(
+        f"{kept[0]} is there"
+        if kept
+        else f"building mmcv's operators, minutes on many cores, half an hour on two, {words}",
+        flush=True,
+    )
     steps = [] if kept else commands(place, gpu)
     for command, environment in steps:
         if options.dry_run:
