@@ -48,9 +48,9 @@ class Names(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             rows = range(*index.indices(len(self)))
-            ends = self._ends[rows.start : rows.stop + 1].tolist() if rows.step == 1 else None
-            if ends is None:
+            if rows.step != 1:
                 return [self[i] for i in rows]
+            ends = self._ends[rows.start : rows.stop + 1].tolist()
             return [self._text[a:b].decode("utf-8", "surrogateescape") for a, b in pairwise(ends)]
         row = range(len(self))[index]
         return self._text[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
