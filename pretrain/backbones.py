@@ -22,6 +22,8 @@ with lean_imports():
     from timm.layers import HybridEmbed, SwiGLUPacked
     from timm.models.vision_transformer import VisionTransformer
 
+    from pretrain.last_block import LastBlock, can_be_last
+
 #: what a name's definition may be changed by; a file cannot make timm fetch weights or open another file
 SETTINGS = {
     "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm",
@@ -112,7 +114,13 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Global feature of each image: (B, 3, H, W) normalised -> (B, D)."""
-        return self.vit.forward_head(self.vit.forward_features(images))
+        vit: Any = self.vit
+        if not (self.depth and isinstance(vit.blocks[-1], LastBlock)):
+            return vit(images)
+        tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        for block in vit.blocks[:-1]:
+            tokens = block(tokens)
+        return vit.forward_head(vit.norm(vit.blocks[-1](tokens, first_only=True)))
 
     def features(self, images: Tensor) -> Features:
         """Class token and patch tokens of the last block, after the final norm."""
@@ -202,6 +210,8 @@ def build_vit(
         vit: Any = timm.create_model(name, num_classes=0, dynamic_img_size=True, **options)
     except TypeError as error:
         raise ValueError(f"backbone {name}: {error}") from error
+    if pool == "token" and len(vit.blocks) and can_be_last(vit.blocks[-1]):
+        vit.blocks[-1] = LastBlock(vit.blocks[-1])
     follow(vit, rule)
     for module in vit.modules() if eps is not None else ():
         if isinstance(module, nn.LayerNorm):

@@ -4,10 +4,10 @@
 as another library trains it (see `bench_peers`); --quick takes fewer and shorter rounds.
 
 Compares, interleaved in one run and best of several rounds, the whole loop (decode, crop, colours, teacher, student,
-loss, clipping, optimiser, teacher update) with the bare forward and backward of the same networks on ready views. A
-ratio of 1 means that nothing but the networks costs time. Also says how much of a step waits for the next batch, and
-what the networks reach in floating-point operations a second (a product and a sum are two), to be held against the
-device's peak.
+loss, clipping, optimiser, teacher update) with the bare forward and backward of the same networks on ready views, by
+timm's own forward pass in all threads. A ratio of 1 means that the rest costs no more than the loop saves in the last
+block and by its threads. Also says how much of a step waits for the next batch, and what the bare networks reach in
+floating-point operations a second (a product and a sum are two), to be held against the device's peak.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain import cli
 from pretrain.bench_data import bench_data
 from pretrain.bench_peers import PEERS, Peer
-from pretrain.prepare import Run, prepare
+from pretrain.prepare import Run, own_threads, prepare
+from pretrain.teacher import Network
 from pretrain.train import start_epoch, train_step
-from pretrain.views import colour_views
+from pretrain.views import finished_views
 
 #: rounds, and steps of each
 FULL, QUICK = (5, 12), (3, 4)
@@ -55,24 +57,33 @@ def synchronise(run: Run) -> None:
 def time_loop(run: Run, source: Iterator[dict[str, Any]], waits: list[float], steps: int) -> float:
     """Seconds a step of the whole loop; adds to `waits` the share of it that passes until the next batch is there."""
     began, waited = time.perf_counter(), 0.0
-    for _ in range(steps):
-        asked = time.perf_counter()
-        batch = next(source)
-        waited += time.perf_counter() - asked
-        train_step(run, batch, 0)
-    synchronise(run)
+    with own_threads(run.trainer["threads"]):
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(source)
+            waited += time.perf_counter() - asked
+            train_step(run, batch, 0)
+        synchronise(run)
     whole = time.perf_counter() - began
     waits.append(waited / whole)
     return whole / steps
 
 
+def whole_network(network: Network, views: list[torch.Tensor]) -> torch.Tensor:
+    """The head's rows by timm's own forward pass, in which all tokens go through the last block: (V N, B)."""
+    by_size = [torch.cat(list(group)) for _, group in groupby(views, key=lambda view: view.shape)]
+    return network.head(torch.cat([network.backbone.vit(images) for images in by_size]))
+
+
 def bare_step(run: Run, views: list[torch.Tensor]) -> None:
     """One forward and backward of the student and one forward of the teacher on ready views."""
-    if run.teacher is not None:
-        with torch.no_grad(), run.fabric.autocast():
-            run.teacher(views[:2])
-    run.depth.begin(0, 0, len(views[0]), len(views[0]))
-    run.fabric.backward(run.student(views).float().square().mean())
+    with run.fabric.autocast():
+        if run.teacher is not None:
+            with torch.no_grad():
+                whole_network(run.teacher, views[:2])
+        run.depth.begin(0, 0, len(views[0]), len(views[0]))
+        loss = whole_network(run.network, views).float().square().mean()
+    run.fabric.backward(loss)
     run.student.zero_grad()
 
 
@@ -99,9 +110,8 @@ def bench(cfg: DictConfig, peers: bool = False, quick: bool = False, command: Se
     run = prepare(cfg, Path(cfg.runs) / "bench")
     start_epoch(run, 0)
     source = batches_for_ever(run)
-    batch = next(source)
-    backbone = run.network.backbone
-    views = colour_views(batch, backbone.mean, backbone.std, run.fabric.device)
+    backbone, batch = run.network.backbone, next(source)
+    views = finished_views(batch, backbone.mean, backbone.std, run.fabric.device)
     waits: list[float] = []
     measures = [partial(time_loop, run, source, waits), partial(time_bare, run, views)]
     measures += [partial(time_peer, run, Peer(run))] if peers else []

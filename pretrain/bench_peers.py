@@ -103,8 +103,8 @@ class Peer:
                 for ours, theirs in zip(self.student, self.teacher, strict=True):
                     self.update(ours, theirs, m=0.99)
                 with torch.no_grad():
-                    wanted = [self.teacher[1](self.teacher[0](view)) for view in views[:2]]
-            found = [self.student[1](self.student[0](view)) for view in views]
+                    wanted = [self.teacher[1](self.teacher[0].vit(view)) for view in views[:2]]
+            found = [self.student[1](self.student[0].vit(view)) for view in views]
             loss = self.loss(wanted, found, epoch=0) if self.teacher is not None else self.loss(*found)
         self.optimizer.zero_grad()
         loss.backward()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from pretrain.optim import make_optimizer, parameter_groups
 from pretrain.schedules import cosine_schedule, lars_schedule
 from pretrain.sharding import Sharded, shard
 from pretrain.teacher import HeadReset, Network, make_teacher
-from pretrain.views import Crops, EpochBatches, View
+from pretrain.views import Crops, EpochBatches, Finished, View
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 
@@ -95,6 +95,19 @@ def make_fabric(accelerator: str, devices: int | str, num_nodes: int, strategy: 
     )
     fabric.launch()
     return fabric
+
+
+@contextlib.contextmanager
+def own_threads(count: int | None) -> Iterator[None]:
+    """Work in so many threads inside the block, None: as many as before; raises ValueError where it is no number."""
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise ValueError(f"trainer.threads={count} must be a whole number of at least 1, or null for all")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def place(fabric: Fabric, network: Network, with_teacher: bool) -> tuple[Any, Network | None]:
@@ -230,9 +243,11 @@ def prepare(cfg: DictConfig, directory: Path) -> Run:
     check_accumulation(objective, network, trainer["accumulate"], trainer["batch_size"], fabric.world_size)
     objective.parts = trainer["accumulate"]
     batches = EpochBatches(len(images), trainer["batch_size"], seed, fabric.global_rank, fabric.world_size)
+    on_cpu = fabric.device.type == "cpu"
     loader = DataLoader(
         Crops(images, views, seed),
         batch_sampler=batches,
+        collate_fn=Finished(backbone.mean, backbone.std) if on_cpu and trainer["threads"] else None,
         num_workers=trainer["workers"],
         persistent_workers=trainer["workers"] > 0,
         pin_memory=fabric.device.type == "cuda",

@@ -37,12 +37,12 @@ HARMLESS = {"runs", "name", "resume", "data_root", "data.splits", "data.prepare"
 HARMLESS |= {
     f"trainer.{key}"
     for key in (
-        "workers", "save_every", "save_minutes", "keep_every", "keep_last", "log_every", "loggers", "curves", "devices",
-        "num_nodes", "strategy", "stop_after_epoch", "check_overlap", "skip_bad",
+        "workers", "threads", "save_every", "save_minutes", "keep_every", "keep_last", "log_every", "loggers", "curves",
+        "devices", "num_nodes", "strategy", "stop_after_epoch", "check_overlap", "skip_bad",
     )
 }  # fmt: skip
 #: keys that older runs lack, with the value that they were trained by
-ADDED = {"trainer.accumulate": 1, "init.head": "keep", "init.lr_factor": 1}
+ADDED = {"trainer.accumulate": 1, "trainer.threads": None, "init.head": "keep", "init.lr_factor": 1}
 
 
 def save(run: Run, finished: bool = False) -> None:

@@ -35,11 +35,11 @@ from pretrain.distributed import mean_over_processes
 from pretrain.log import Log, Progress
 from pretrain.objectives.base import Output
 from pretrain.optim import clip_gradients
-from pretrain.prepare import Run, prepare
+from pretrain.prepare import Run, own_threads, prepare
 from pretrain.sharding import Sharded, gradients_stay
 from pretrain.state import ADDED, HARMLESS, check_origin, keeps, restore, save, start_from
 from pretrain.teacher import hash_seed, update_teacher
-from pretrain.views import colour_views
+from pretrain.views import finished_views
 
 
 def fit(run: Run, log: Log, quiet: bool = False) -> None:
@@ -113,7 +113,7 @@ def forward_backward(run: Run, batch: dict[str, Any], epoch: int, parts: int) ->
     Raises FloatingPointError on all processes when the loss of one is not finite.
     """
     fabric = run.fabric
-    views = colour_views(batch, run.network.backbone.mean, run.network.backbone.std, fabric.device)
+    views = finished_views(batch, run.network.backbone.mean, run.network.backbone.std, fabric.device)
     views = fabric.strategy.precision.convert_input(views)
     with torch.no_grad(), fabric.autocast():
         target = run.teacher(views[:2]) if run.teacher is not None else None
@@ -136,9 +136,11 @@ def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     """A process's batch as so many equal parts."""
     if parts == 1:
         return [batch]
-    crops = zip(*(crop.chunk(parts) for crop in batch["crops"]), strict=True)
-    rest = zip(batch["colours"].chunk(parts), batch["bad"].chunk(parts), strict=True)
-    return [{"crops": list(c), "colours": k, "bad": b} for c, (k, b) in zip(crops, rest, strict=True)]
+    pieces = [
+        zip(*(view.chunk(parts) for view in value), strict=True) if isinstance(value, list) else value.chunk(parts)
+        for value in batch.values()
+    ]
+    return [dict(zip(batch, values, strict=True)) for values in zip(*pieces, strict=True)]
 
 
 def unsynchronised(run: Run) -> contextlib.AbstractContextManager:
@@ -313,12 +315,13 @@ def train(cfg: DictConfig) -> Path:
         cfg = saved_config(Path(cfg.resume), quiet=cfg.quiet, words=given_words())
     cfg.name = str(cfg.name)  # 1 and nan are numbers in YAML
     directory = Path(cfg.runs) / cfg.name
-    run = prepare(cfg, directory)
-    origin = run.info["config"]["init"]["checkpoint"]
-    if origin:
-        check_origin(run, Path(origin))
-    with claimed(run):
-        begin(run, cfg, origin)
+    with own_threads(cfg.trainer.threads):
+        run = prepare(cfg, directory)
+        origin = run.info["config"]["init"]["checkpoint"]
+        if origin:
+            check_origin(run, Path(origin))
+        with claimed(run):
+            begin(run, cfg, origin)
     return directory
 
 

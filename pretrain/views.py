@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from pretrain.datasets import ImageData, ImageError
 from pretrain.teacher import hash_seed
@@ -175,6 +175,26 @@ class EpochBatches:
         for step in range(self.start, len(self)):
             first = step * self.batch_size + self.rank * share
             yield [(self.epoch, int(i)) for i in order[first : first + share]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Collates items as batches whose views are finished in the process that decodes them, on the CPU."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Items of `Crops` -> {"views": V x (N, 3, S, S) float32, "bad": (N,)}."""
+        batch = default_collate(items)
+        return {"views": colour_views(batch, self.mean, self.std, torch.device("cpu")), "bad": batch["bad"]}
+
+
+def finished_views(
+    batch: dict[str, Any], mean: Sequence[float], std: Sequence[float], device: torch.device
+) -> list[Tensor]:
+    """The views of a batch on the device: as a worker finished them, or finished here by `colour_views`."""
+    return batch["views"] if "views" in batch else colour_views(batch, mean, std, device)
 
 
 def colour_views(

@@ -18,11 +18,13 @@ from pretrain.views import (
     ORDERS,
     Crops,
     EpochBatches,
+    Finished,
     View,
     change_colours,
     colour_views,
     crop_box,
     draw_colours,
+    finished_views,
     multi_crop,
 )
 
@@ -106,12 +108,14 @@ def test_chances_of_changes_are_those_of_the_view() -> None:
     assert set(p["order"]) == set(range(24))
 
 
-def batches(images: Path, workers: int, rank: int = 0, world: int = 1, start: int = 0) -> list[dict]:
+def batches(
+    images: Path, workers: int, rank: int = 0, world: int = 1, start: int = 0, collate: Finished | None = None
+) -> list[dict]:
     found = ImageFolder(images, "train")
     views = multi_crop({"size": 16}, {"blur_p": 1.0}, {"solarize_p": 0.5}, 1, {"size": 8, "scale": [0.1, 0.4]})
     sampler = EpochBatches(len(found), 12, 7, rank, world)
     sampler.epoch, sampler.start = 3, start
-    return list(DataLoader(Crops(found, views, 7), batch_sampler=sampler, num_workers=workers))
+    return list(DataLoader(Crops(found, views, 7), batch_sampler=sampler, num_workers=workers, collate_fn=collate))
 
 
 def equal(a: dict, b: dict) -> bool:
@@ -153,6 +157,16 @@ def test_finished_views_are_normalised_and_in_view_order(images: Path) -> None:
     first = change_colours(batch["crops"][0].float() / 255, batch["colours"][:, 0])
     expected = (first - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     assert torch.allclose(views[0], expected, atol=1e-5)
+
+
+def test_a_worker_finishes_views_as_the_training_process_does(images: Path) -> None:
+    mean, std, device = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), torch.device("cpu")
+    theirs, ours = batches(images, 1, collate=Finished(mean, std)), batches(images, 0)
+    assert len(theirs) == len(ours) == 3
+    for done, raw in zip(theirs, ours, strict=True):
+        views = finished_views(done, mean, std, device)
+        assert all(map(torch.equal, views, finished_views(raw, mean, std, device)))
+        assert torch.equal(done["bad"], raw["bad"])
 
 
 def test_unknown_interpolation_and_scales_are_refused() -> None:
