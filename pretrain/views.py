@@ -170,7 +170,8 @@ class EpochBatches:
         return self.n // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.Generator(np.random.PCG64(hash_seed(self.seed, self.epoch, -1))).permutation(self.n)
+        random = np.random.Generator(np.random.PCG64(hash_seed(self.seed, self.epoch, -1)))
+        order = random.permutation(np.arange(self.n, dtype=np.uint32))
         share = self.batch_size // self.world
         for step in range(self.start, len(self)):
             first = step * self.batch_size + self.rank * share

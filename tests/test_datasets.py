@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from pretrain.datasets import ImageError, ImageFolder, ImageList, Images, centre_view, decode
 from pretrain.datasets.base import listed, plainly_listed
-from pretrain.datasets.names import Names
+from pretrain.datasets.names import Growing, Names
 
 DATA = Path(os.environ.get("BITSBENCH_DATA", Path(__file__).resolve().parents[1] / "data"))
 
@@ -126,6 +127,24 @@ def test_names_are_a_sequence_of_strings_in_few_bytes(tmp_path: Path) -> None:
     assert names != plain[:3] and names != [*plain[:3], "y"] and "a/b.jpg" in repr(names)
     with pytest.raises(IndexError):
         names[4]
+
+
+def test_many_names_and_labels_lie_on_the_disk(tmp_path: Path) -> None:
+    plain = [f"{i:07d}.jpg" for i in range(200_001)]
+    (tmp_path / "list.txt").write_text("".join(f"{name} {i % 7}\n" for i, name in enumerate(plain)))
+    found = ImageList(tmp_path, "list.txt")
+    for images in (found, pickle.loads(pickle.dumps(found))):  # as a decoding process may get it
+        assert images.paths == plain and images.paths[199_999:] == plain[199_999:] and images.paths[-1] == plain[-1]
+        assert images.labels is not None and images.labels.tolist() == [i % 7 for i in range(200_001)]
+        images.paths.release()
+        assert images.paths[123_456] == plain[123_456]
+    (tmp_path / "list.txt").unlink()
+    assert found.paths == Names(iter(plain)) and found.paths != Names(iter([*plain[:-1], "other.jpg"]))
+    assert found.labels is not None and found.labels.flags.writeable and found.paths[5:5] == []
+    grown, numbers = Growing(np.int64, limit=100), np.arange(1000)
+    for part in np.array_split(numbers, 13):
+        grown.extend(part)
+    assert np.array_equal(grown.whole(), numbers) and Growing(np.int64).whole().shape == (0,)
 
 
 def test_classes_are_in_order_of_their_names_and_images_of_their_paths(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from pretrain.datasets.names import Names
+from pretrain.datasets.names import BLOCK, Growing, Names, release
 from pretrain.datasets.sources import (
     Archive,
     Folder,
@@ -76,6 +76,7 @@ class ImageData:
             raise FileNotFoundError(f"no image found in {source.root}; known endings: {', '.join(sorted(EXTENSIONS))}")
         if labels is not None:
             check_labels(labels, paths, len(classes), name)
+            release(labels)
         self.name, self.source, self.paths = name, source, Names(paths)
         self.labels, self.classes, self.skip_bad = labels, list(classes), skip_bad
 
@@ -99,11 +100,14 @@ class ImageData:
     def fingerprint(self) -> str:
         """Digest of all names, file sizes and labels, in order: equal sets have equal digests wherever they lie."""
         digest, size = hashlib.sha256(), self.source.size
-        for start in range(0, len(self), 10_000):  # a million lines one at a time take twice as long
-            paths = self.paths[start : start + 10_000]
-            labels = [""] * len(paths) if self.labels is None else self.labels[start : start + 10_000].tolist()
+        for start in range(0, len(self), BLOCK):  # a million lines one at a time take twice as long
+            paths = self.paths[start : start + BLOCK]
+            labels = [""] * len(paths) if self.labels is None else self.labels[start : start + BLOCK].tolist()
             lines = [f"{path}\0{size(path)}\0{label}\n" for path, label in zip(paths, labels, strict=True)]
             digest.update("".join(lines).encode(errors="surrogateescape"))
+            self.paths.release()
+            if self.labels is not None:
+                release(self.labels)
         return digest.hexdigest()[:16]
 
 
@@ -113,8 +117,8 @@ def check_labels(labels: np.ndarray, paths: Sequence[str], classes: int, name: s
         raise ValueError(f"{name} has {len(labels)} labels for {len(paths)} images; one row per image is needed")
     if labels.ndim == 2 and labels.shape[1] != classes:
         raise ValueError(f"labels of {name} have {labels.shape[1]} columns for {classes} classes")
-    wrong = (labels < 0) | (labels >= (classes if labels.ndim == 1 else 2))
-    if wrong.any():
+    if labels.size and (labels.min() < 0 or labels.max() >= (classes if labels.ndim == 1 else 2)):
+        wrong = (labels < 0) | (labels >= (classes if labels.ndim == 1 else 2))
         path, allowed = paths[int(np.argwhere(wrong)[0, 0])], f"0..{classes - 1}" if labels.ndim == 1 else "0 and 1"
         raise ValueError(f"label {labels[wrong][0]} of {path} in {name} is outside {allowed}")
 
@@ -130,24 +134,25 @@ def class_tree(source: Source, inside: str, *, allow_empty: bool = False) -> tup
     Raises FileNotFoundError where there is no image, and ImageError for a class directory without one (`allow_empty`
     admits it).
     """
-    folders, counts = source.folders(inside), dict[str, int]()
+    folders, labels, empty = source.folders(inside), Growing(np.int64), list[str]()
+    position = {name: i for i, name in enumerate(folders)}
 
     def images() -> Iterable[str]:  # one class at a time, so that a large tree is never held as strings
         for name in sorted(folders, key=lambda name: os.fsencode(f"{name}/")):
             found = [path for path in source.names(f"{inside}/{name}".lstrip("/")) if is_image(path)]
-            counts[name] = len(found)
+            labels.extend(np.full(len(found), position[name]))
+            empty.extend([] if found else [name])
             yield from found
 
     paths = Names(images())
     place = f"{source.root}/{inside}".rstrip("/")
     if not paths:
         raise FileNotFoundError(f"no image in {place}; expected {f'{inside}/' if inside else ''}<class>/<image>")
-    empty = [name for name in folders if not counts[name]]
     if empty and not allow_empty:
         raise ImageError(
-            f"class directory {place}/{empty[0]} holds no image; fill it, remove it or set allow_empty=true"
+            f"class directory {place}/{min(empty)} holds no image; fill it, remove it or set allow_empty=true"
         )
-    return paths, np.repeat(indices(list(counts), folders), list(counts.values())), folders
+    return paths, labels.whole(), folders
 
 
 def indices(of: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -245,40 +250,48 @@ class ImageList(ImageData):
         super().__init__(name, source, paths, labels, [str(i) for i in range(count)], skip_bad=skip_bad)
 
 
-def plainly_listed(file: BinaryIO, block: int = 1 << 22) -> tuple[Names, np.ndarray] | None:
+def plainly_listed(file: BinaryIO, block: int = 1 << 20) -> tuple[Names, np.ndarray] | None:
     """What `listed` makes of a list, twenty times as fast, where all of its lines are `path class`; else None.
 
     That is: ASCII without other blanks than one space a line, and a class of at most 18 digits. Read by blocks of so
     many bytes, so that little is held beside the result.
     """
-    text, lengths, labels = bytearray(), [np.zeros(1, np.int64)], [np.zeros((0, 1), np.int64)]
-    while data := file.read(block) + file.readline():
-        part = _plain_block(np.frombuffer(data if data.endswith(b"\n") else data + b"\n", np.uint8))
-        if part is None:
-            return None
-        text += part[0]
-        lengths.append(part[1])
-        labels.append(part[2])
-    return (Names.of_block(text, np.cumsum(np.concatenate(lengths))), np.concatenate(labels)) if text else None
+    labels = Growing(np.int64)
+
+    def blocks() -> Iterator[tuple[bytes, np.ndarray]]:
+        while data := file.read(block) + file.readline():
+            text, lengths, classes = _plain_block(np.frombuffer(data.removesuffix(b"\n") + b"\n", np.uint8))
+            labels.extend(classes)
+            yield text, lengths
+
+    try:
+        names = Names.of_blocks(blocks())
+    except _OtherLines:
+        return None
+    return (names, labels.whole()[:, None]) if names else None
 
 
-def _plain_block(text: np.ndarray) -> tuple[bytes, np.ndarray, np.ndarray] | None:
-    """Names one behind the other, their lengths (n,) and the classes (n, 1) of whole lines; None for other lines."""
+class _OtherLines(Exception):
+    pass
+
+
+def _plain_block(text: np.ndarray) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """Names one behind the other, their lengths (n,) and the classes (n,) of whole lines; raises for other lines."""
     ends = np.flatnonzero(text == ord("\n"))
     spaces = np.flatnonzero(text == ord(" "))
     if len(spaces) != len(ends) or text.max() > 126 or np.count_nonzero(text <= 32) != 2 * len(ends):
-        return None
+        raise _OtherLines
     starts = np.append(0, ends[:-1] + 1)
     digits = ends - spaces - 1
     if (starts >= spaces).any() or digits.min() < 1 or digits.max() > 18:
-        return None
-    labels = np.zeros((len(ends), 1), np.int64)
+        raise _OtherLines
+    labels = np.zeros(len(ends), np.int64)
     for place in range(int(digits.max())):
         longer = digits > place
         digit = text[spaces[longer] + 1 + place] - np.uint8(ord("0"))
         if (digit > 9).any():
-            return None
-        labels[longer, 0] = labels[longer, 0] * 10 + digit
+            raise _OtherLines
+        labels[longer] = labels[longer] * 10 + digit
     sign = np.zeros(len(text), np.int8)  # 1 where a name begins, -1 behind it
     sign[starts], sign[spaces] = 1, -1
     kept = np.cumsum(sign, dtype=np.int8).view(bool)
