@@ -66,7 +66,7 @@ def a_pass(spec: dict[str, Any], count: int, decoded: bool, name: str) -> Compar
 
     @torch.no_grad()
     def bare() -> torch.Tensor:
-        return torch.cat([backbone(preprocess(part, backbone.mean, backbone.std)) for part in views.split(BATCH)])
+        return torch.cat([backbone.vit(preprocess(part, backbone.mean, backbone.std)) for part in views.split(BATCH)])
 
     def ours() -> torch.Tensor:
         root = Path(folder.name) / str(next(number))

@@ -1,13 +1,26 @@
-"""The library that pre-training is timed against, where it is installed."""
+"""What pre-training is timed against: the bare networks, and another library where it is installed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from pretrain.backbones import Backbone
+from pretrain.bench import whole_network
 from pretrain.bench_peers import PEERS, import_lightly, make_parts
+from pretrain.teacher import Network
 
 HEAD = {"hidden": 16, "bottleneck": 8, "prototypes": 12, "bn": False, "out": 16, "layers": 3}
+
+
+def test_the_bare_networks_compute_what_training_does():
+    torch.manual_seed(0)
+    backbone = Backbone("vit_tiny_patch16_224", image_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2)
+    network = Network(backbone, torch.nn.Linear(32, 5))
+    views = [torch.randn(3, 3, side, side) for side in (16, 16, 8)]
+    rows = whole_network(network, views)
+    assert rows.shape == (9, 5)
+    torch.testing.assert_close(rows.view(3, 3, 5), network(views), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", PEERS)
