@@ -65,6 +65,7 @@ def measure(folder: Path, lines: int, batch: int, count: int) -> dict[str, float
 
 
 def _measure_apart(lines: int, batch: int, count: int, queue: multiprocessing.Queue) -> None:
+    multiprocessing.set_start_method(None, force=True)  # for the loader what training has, not what began this process
     with tempfile.TemporaryDirectory() as folder:
         queue.put(measure(Path(folder), lines, batch, count))
 
