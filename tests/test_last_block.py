@@ -72,6 +72,16 @@ def test_the_last_block_alone_is_replaced_and_its_weights_keep_their_names() -> 
     assert not torch.allclose(backbone(x), twin(x))
 
 
+def test_half_precision_is_no_further_off_than_the_whole_block() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("vit_tiny_patch16_224", **SMALL, init="fan_in")
+    x = torch.randn(8, 3, 32, 32)
+    wanted = backbone.vit(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, whole = (forward(x).float() - wanted for forward in (backbone, backbone.vit))
+    assert 0 < ours.abs().max() < 2 * whole.abs().max()
+
+
 def test_stochastic_depth_drops_the_same_images() -> None:
     backbone = small(drop_path=0.5)
     rows = follow_images(backbone)
