@@ -102,8 +102,11 @@ def own_threads(count: int | None) -> Iterator[None]:
     """Work in so many threads inside the block, None: as many as before; raises ValueError where it is no number."""
     if count is not None and (not isinstance(count, int) or count < 1):
         raise ValueError(f"trainer.threads={count} must be a whole number of at least 1, or null for all")
+    if count is None:  # to set what is set already would still turn off what MKL chooses by itself
+        yield
+        return
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
